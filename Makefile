@@ -1,0 +1,51 @@
+# Everything that the project does, by name. `make check` is what CI runs.
+GO      ?= go
+ARGS    ?=
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X github.com/gonka-mesh/mesh.Version=$(VERSION)
+TOOL     = $(GO) tool -modfile=tools/go.mod
+FUZZ    ?= 1m
+export CGO_ENABLED ?= 0
+
+.PHONY: run build test race lint fuzz bench sim e2e generate check cross
+run: build          ## a whole network on this machine: make run ARGS='--once "What is Mesh?"'
+	@bin/mesh dev $(ARGS)
+
+build:              ## bin/mesh
+	@mkdir -p bin
+	@$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/mesh ./cmd/mesh
+
+test:               ## unit, transcripts, virtual time and short process tests
+	$(GO) test -timeout 10m ./...
+
+race:               ## what is concurrent, under the race detector (needs gcc)
+	CGO_ENABLED=1 $(GO) test -race -short -timeout 20m ./p2p/... ./inference/host ./inference/router ./inference/native ./inference/receipts ./inference/openai ./node
+
+lint:               ## gofmt, go vet, golangci-lint as .golangci.yml says
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }
+	$(GO) vet ./...
+	$(TOOL) golangci-lint run ./...
+
+fuzz:               ## every fuzz target for FUZZ (1m)
+	@GO=$(GO) FUZZ=$(FUZZ) sh tools/fuzz.sh
+
+bench: build        ## benchmarks of this machine; docs/bench.md explains them
+	bin/mesh bench $(ARGS)
+	$(GO) test -run '^$$' -bench . ./inference/kernel ./p2p/blob
+
+sim:                ## large meshes in virtual time (minutes)
+	MESH_SIM=1 $(GO) test -count=1 -v -timeout 60m -run 'TestSim' ./node/sim
+
+e2e: build          ## the official OpenAI SDKs (Go, Node) and killed hosts, against real processes
+	MESH_BIN=$(CURDIR)/bin/mesh sh e2e/run.sh
+
+generate:           ## protobuf code (needs protoc 3.21 or later) and assembly
+	cd tools && $(GO) build -o ../bin/protoc-gen-go google.golang.org/protobuf/cmd/protoc-gen-go
+	protoc --plugin=bin/protoc-gen-go --go_out=. --go_opt=paths=source_relative inference/inferencepb/inference.proto p2p/p2ppb/p2p.proto
+	$(GO) generate ./...
+
+cross:              ## the platforms that we build for, without cgo
+	@for p in linux/amd64 linux/arm64 darwin/arm64; do echo "build $$p"; \
+	  GOOS=$${p%/*} GOARCH=$${p#*/} $(GO) build -o /dev/null ./cmd/mesh || exit 1; done
+
+check: lint cross test race e2e ## what CI runs

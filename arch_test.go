@@ -1,0 +1,123 @@
+package mesh
+
+import (
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/gonka-mesh/mesh"
+
+// layers says what each package of this module may import of it, itself excepted.
+// A package that is missing here fails the test: new rooms are drawn on the plan
+// first. "..." stands for everything.
+var layers = map[string][]string{
+	".":                       {},
+	"internal/merkle":         {"."},
+	"p2p/p2ppb":               {},
+	"p2p":                     {".", "p2p/p2ppb"},
+	"p2p/p2psim":              {},
+	"p2p/blob":                {".", "internal/merkle", "p2p", "p2p/p2ppb"},
+	"inference/inferencepb":   {},
+	"inference":               {".", "internal/merkle", "inference/inferencepb"},
+	"inference/kernel":        {},
+	"inference/model":         {".", "internal/merkle"},
+	"inference/model/builtin": {"inference/model"},
+	"inference/native":        {".", "internal/merkle", "inference", "inference/inferencepb", "inference/kernel", "inference/model"},
+	"inference/receipts":      {".", "inference", "inference/inferencepb"},
+	"inference/host":          {".", "inference", "inference/inferencepb", "p2p"},
+	"inference/router":        {".", "inference", "inference/inferencepb", "p2p"},
+	"inference/openai":        {".", "inference", "inference/inferencepb"},
+	"node":                    {"..."},
+	"node/api":                {"."},
+	"node/sim":                {"..."},
+	"cmd/mesh":                {"..."},
+}
+
+// outside names the one place for libraries that must not spread.
+var outside = map[string]string{
+	"github.com/libp2p/":        "p2p",
+	"github.com/multiformats/":  "p2p",
+	"github.com/marcopolo/":     "p2p",
+	"github.com/nikolalohinski": "inference/model",
+	"github.com/spf13/":         "cmd/mesh",
+	"go.etcd.io/bbolt":          "inference/receipts",
+}
+
+// TestImportsPointDown parses every file, tests included, in this process: a test
+// that asks the go command would pass from the cache after an import was added.
+func TestImportsPointDown(t *testing.T) {
+	seen := 0
+	err := filepath.WalkDir(".", func(file string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		name := d.Name()
+		if d.IsDir() {
+			if file != "." && (strings.HasPrefix(name, ".") || name == "testdata" || name == "e2e" || name == "tools" || name == "bin") {
+				return filepath.SkipDir
+			}
+			return nil
+		}
+		if !strings.HasSuffix(name, ".go") {
+			return nil
+		}
+		seen++
+		pkg := filepath.ToSlash(filepath.Dir(file))
+		allowed, known := layers[pkg]
+		if !known {
+			t.Errorf("%s: package %s is not on the plan in arch_test.go", file, pkg)
+			return nil
+		}
+		f, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ImportsOnly)
+		if err != nil {
+			return err
+		}
+		for _, spec := range f.Imports {
+			imported, err := strconv.Unquote(spec.Path.Value)
+			if err != nil {
+				return err
+			}
+			checkImport(t, file, pkg, imported, allowed)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if seen < 10 {
+		t.Fatalf("only %d files seen: the walk is broken", seen)
+	}
+}
+
+func checkImport(t *testing.T, file, pkg, imported string, allowed []string) {
+	for prefix, owner := range outside {
+		if strings.HasPrefix(imported, prefix) && pkg != owner && !strings.HasPrefix(pkg, owner+"/") {
+			t.Errorf("%s imports %s, which only %s may name", file, imported, owner)
+		}
+	}
+	rel, inside := strings.CutPrefix(imported, module)
+	if !inside {
+		return
+	}
+	rel = path.Clean("./" + strings.TrimPrefix(rel, "/"))
+	test := strings.HasSuffix(file, "_test.go")
+	switch {
+	case rel == pkg, slices.Contains(allowed, rel), slices.Contains(allowed, "..."):
+	case test && slices.Contains(testOnly[pkg], rel):
+	default:
+		t.Errorf("%s imports %s: that arrow is not on the plan in arch_test.go", file, rel)
+	}
+}
+
+// testOnly are arrows that tests alone may follow.
+var testOnly = map[string][]string{
+	"p2p":              {"p2p/p2psim"},
+	"inference/native": {"inference/model/builtin"},
+}

@@ -1,0 +1,275 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/gonka-mesh/mesh/node"
+	"github.com/gonka-mesh/mesh/node/api"
+)
+
+// devNet is a network on this machine: a process per host, and a light node in
+// this process, through which every question crosses the mesh.
+type devNet struct {
+	home    string
+	threads int
+	models  []string
+	notes   io.Writer
+	asJSON  bool
+	stdout  io.Writer
+
+	hosts    []*child    // by index; set once by startHosts
+	stopping atomic.Bool // hosts that end now were meant to
+}
+
+func devCommand(g *globals) *cobra.Command {
+	var n int
+	var once string
+	d := &devNet{}
+	cmd := &cobra.Command{
+		Use: "dev", Short: "A whole network on this machine: one process per host, and a light node with the API", Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if n < 1 || n > 64 {
+				return usageError{fmt.Errorf("--hosts %d: from 1 to 64", n)}
+			}
+			if cmd.Flags().Changed("once") && once == "" {
+				return usageError{errors.New("--once wants a prompt")}
+			}
+			d.notes, d.stdout, d.asJSON = cmd.ErrOrStderr(), cmd.OutOrStdout(), g.json
+			return d.run(cmd.Context(), g, n, once)
+		},
+	}
+	f := cmd.Flags()
+	f.IntVar(&n, "hosts", 4, "number of hosts")
+	f.IntVar(&d.threads, "threads", 1, "threads of each host's engine")
+	f.StringArrayVar(&d.models, "model", nil, "NAME or FILE of a model that every host serves (repeatable; default: the built-in one)")
+	f.StringVar(&once, "once", "", "ask this, show answer and receipt, and exit")
+	return cmd
+}
+
+func (d *devNet) run(ctx context.Context, g *globals, hosts int, once string) error {
+	// Here the home folder holds a whole network, so that of a node is no default.
+	d.home = g.home
+	if d.home == "" {
+		dir, err := os.MkdirTemp("", "mesh-dev-")
+		if err != nil {
+			return fmt.Errorf("make a temporary home: %w", err)
+		}
+		d.home = dir
+		defer os.RemoveAll(dir)
+	}
+	api, key := g.api, g.apiKey
+	if api == "" {
+		api = os.Getenv("MESH_API")
+	}
+	if key == "" {
+		key = os.Getenv("MESH_API_KEY")
+	}
+	if api == "" && once != "" {
+		api = "127.0.0.1:0" // it is gone again at once, and nobody else needs to find it
+	}
+	if err := d.genesis(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer d.shutdown()
+	defer cancel()
+	if err := d.startHosts(ctx, hosts); err != nil {
+		return err
+	}
+	return d.light(ctx, cancel, api, key, once)
+}
+
+// genesis makes the network's genesis, or keeps the one of an earlier run.
+func (d *devNet) genesis() error {
+	if err := os.MkdirAll(d.home, 0o700); err != nil {
+		return fmt.Errorf("make home: %w", err)
+	}
+	path := d.genesisPath()
+	if _, err := os.Stat(path); err == nil {
+		return nil
+	}
+	b, err := node.NewDevGenesis(time.Now())
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(path+".tmp", b, 0o600); err != nil {
+		return fmt.Errorf("write genesis: %w", err)
+	}
+	if err := os.Rename(path+".tmp", path); err != nil {
+		return fmt.Errorf("write genesis: %w", err)
+	}
+	return nil
+}
+
+func (d *devNet) genesisPath() string { return filepath.Join(d.home, "genesis.json") }
+
+// startHosts starts the first host, and the others, which join through it, at once.
+func (d *devNet) startHosts(ctx context.Context, n int) error {
+	d.hosts = make([]*child, n)
+	if err := d.startHost(ctx, 0, nil); err != nil {
+		return err
+	}
+	errs := make(chan error, n)
+	for i := 1; i < n; i++ {
+		go func() { errs <- d.startHost(ctx, i, d.hosts[0].Ready.Addrs) }()
+	}
+	var err error
+	for i := 1; i < n; i++ {
+		err = errors.Join(err, <-errs)
+	}
+	return err
+}
+
+func (d *devNet) startHost(ctx context.Context, i int, bootstrap []string) error {
+	args := []string{"--network", d.genesisPath(), "--listen", "127.0.0.1:0", "--api", "127.0.0.1:0",
+		"--no-mdns", "--no-portmap", "--threads", strconv.Itoa(d.threads)}
+	for _, b := range bootstrap {
+		args = append(args, "--bootstrap", b)
+	}
+	for _, m := range d.models {
+		args = append(args, "--model", m)
+	}
+	c, err := startChild(ctx, filepath.Join(d.home, "host-"+strconv.Itoa(i)), args...)
+	if err != nil {
+		return fmt.Errorf("start host %d: %w", i, err)
+	}
+	d.hosts[i] = c
+	go d.watch(i, c)
+	return nil
+}
+
+// watch says when a host ends that should not have.
+func (d *devNet) watch(i int, c *child) {
+	<-c.ended
+	if d.stopping.Load() {
+		return
+	}
+	if d.asJSON {
+		_ = json.NewEncoder(d.stdout).Encode(map[string]any{"event": "host-ended", "index": i, "peer": c.Ready.Peer, "pid": c.PID})
+		return
+	}
+	fmt.Fprintf(d.notes, "host %d (%s) has ended: %v\n", i, c.Ready.Peer.Short(), c.err)
+}
+
+// light runs the light node, waits until it knows every host, and then asks the
+// one question, or stays.
+func (d *devNet) light(ctx context.Context, cancel context.CancelFunc, address, key, once string) error {
+	log := slog.New(slog.NewTextHandler(d.notes, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	var bootstrap []string
+	for _, h := range d.hosts {
+		bootstrap = append(bootstrap, h.Ready.Addrs...)
+	}
+	n, err := node.New(node.Config{
+		Home: filepath.Join(d.home, "light"), Network: d.genesisPath(), Listen: "127.0.0.1:0", API: address, APIKey: key,
+		Bootstrap: bootstrap, Light: true, NoMDNS: true, NoPortMap: true,
+	}, log)
+	if err != nil {
+		return err
+	}
+	var asked error
+	err = n.Run(ctx, func(r api.Ready) {
+		r.Home, r.Hosts = d.home, d.describe()
+		if err := d.known(ctx, n); err != nil {
+			asked = err
+			cancel()
+			return
+		}
+		if once != "" {
+			asked = d.once(ctx, &api.Client{Base: r.API, Key: key}, once)
+			cancel()
+			return
+		}
+		if d.asJSON {
+			_ = json.NewEncoder(d.stdout).Encode(r)
+			return
+		}
+		d.print(r)
+	})
+	if asked != nil {
+		return asked
+	}
+	return err
+}
+
+// known waits until the light node has heard of every host.
+func (d *devNet) known(ctx context.Context, n *node.Node) error {
+	limit := time.Now().Add(startLimit)
+	for {
+		found := n.HostsKnown()
+		if found >= len(d.hosts) {
+			return nil
+		}
+		if time.Now().After(limit) {
+			return fmt.Errorf("only %d of %d hosts were found in %s; see %s/host-*/mesh.log", found, len(d.hosts), startLimit, d.home)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+func (d *devNet) once(ctx context.Context, c *api.Client, prompt string) error {
+	out := d.stdout
+	if d.asJSON {
+		out = nil
+	}
+	zero := 0.0
+	a, err := ask(ctx, c, chatRequest{Messages: []chatMessage{{"user", prompt}}, Temperature: &zero}, out)
+	if err != nil {
+		return err
+	}
+	if a.Proof, err = c.Receipt(ctx, a.Receipt); err != nil {
+		return err
+	}
+	if d.asJSON {
+		return writeJSON(d.stdout, a)
+	}
+	for _, r := range a.Proof {
+		fmt.Fprintln(d.stdout)
+		if err := printReceipt(d.stdout, r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d *devNet) describe() []api.DevHost {
+	var out []api.DevHost
+	for i, c := range d.hosts {
+		out = append(out, api.DevHost{Index: i, PID: c.PID, Peer: c.Ready.Peer, API: c.Ready.API, Addrs: c.Ready.Addrs, Home: c.Ready.Home})
+	}
+	return out
+}
+
+func (d *devNet) print(r api.Ready) {
+	fmt.Fprintf(d.stdout, "a network of %s on this machine, in %s\n\n", plural(len(r.Hosts), "host"), d.home)
+	var rows [][]string
+	for _, h := range r.Hosts {
+		rows = append(rows, []string{strconv.Itoa(h.Index), h.Peer.Short(), strconv.Itoa(h.PID), h.API})
+	}
+	_ = table(d.stdout, []string{"HOST", "PEER", "PID", "API"}, rows)
+	fmt.Fprintf(d.stdout, "\nAPI   %s/v1 (a light node: every answer crosses the mesh)\n", r.API)
+	fmt.Fprintf(d.stdout, "try   mesh chat \"What is Mesh?\"%s\n", apiFlag(r.API))
+	fmt.Fprintf(d.stdout, "try   kill -9 a host's PID while it speaks: the answer goes on\n")
+	fmt.Fprintf(d.stdout, "stop  Ctrl-C\n")
+}
+
+// shutdown stops every host and waits.
+func (d *devNet) shutdown() {
+	d.stopping.Store(true)
+	stopAll(d.hosts)
+}

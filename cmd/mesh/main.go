@@ -1,0 +1,178 @@
+// Command mesh is every participant of a Mesh network in one binary: host, light
+// client, and the tools around them. One file holds one noun; this one holds what
+// they share.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/gonka-mesh/mesh/node"
+	"github.com/gonka-mesh/mesh/node/api"
+)
+
+// Exit codes.
+const (
+	exitDone   = 0
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+// usageError is a mistake in what was typed.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+func main() {
+	os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+}
+
+// run executes one command line and returns the exit code.
+func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	// A second signal ends the process at once.
+	context.AfterFunc(ctx, stop)
+	root := rootCommand()
+	root.SetArgs(args)
+	root.SetIn(stdin)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	var usage usageError
+	switch {
+	case err == nil:
+		return exitDone
+	case errors.As(err, &usage):
+		fmt.Fprintf(stderr, "mesh: %v; see `mesh --help`\n", err)
+		return exitUsage
+	case errors.Is(err, context.Canceled) && ctx.Err() != nil:
+		fmt.Fprintln(stderr, "mesh: interrupted")
+		return exitFailed
+	default:
+		fmt.Fprintf(stderr, "mesh: %v\n", err)
+		return exitFailed
+	}
+}
+
+// globals are the flags that every command has.
+type globals struct {
+	home   string
+	api    string
+	apiKey string
+	json   bool
+}
+
+func rootCommand() *cobra.Command {
+	g := new(globals)
+	root := &cobra.Command{
+		Use:   "mesh",
+		Short: "Mesh: a peer-to-peer network for AI compute",
+		Long: `Mesh is a peer-to-peer network for AI compute. Every participant runs this one binary.
+
+  mesh dev                        a whole network on this machine, to try it
+  mesh up                         join as a host: serve a model, answer on http://127.0.0.1:9797/v1
+  mesh up --light                 join as a client only
+  mesh chat "What is Mesh?"       ask the mesh through the node that runs here`,
+		SilenceUsage:      true,
+		SilenceErrors:     true,
+		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
+		Args:              noArgs,
+		RunE:              func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	flags := root.PersistentFlags()
+	flags.StringVar(&g.home, "home", "", "the node's folder (default ~/.mesh, env MESH_HOME)")
+	flags.StringVar(&g.api, "api", "", "ADDR:PORT of the node's API (default "+node.DefaultAPI+", env MESH_API)")
+	flags.StringVar(&g.apiKey, "api-key", "", "key that the API requires (env MESH_API_KEY)")
+	flags.BoolVar(&g.json, "json", false, "write JSON")
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.AddCommand(
+		upCommand(g), devCommand(g), chatCommand(g), statusCommand(g), doctorCommand(g),
+		peerCommand(g), modelCommand(g), receiptCommand(g), benchCommand(g), versionCommand(g),
+	)
+	return root
+}
+
+// complete fills in what the environment says where no flag did.
+func (g *globals) complete() error {
+	if g.home == "" {
+		dir, err := node.DefaultHome()
+		if err != nil {
+			return err
+		}
+		g.home = dir
+	}
+	if g.api == "" {
+		g.api = os.Getenv("MESH_API")
+	}
+	if g.apiKey == "" {
+		g.apiKey = os.Getenv("MESH_API_KEY")
+	}
+	return nil
+}
+
+// client returns a client of the running node. The token is read where it can be:
+// reads need none.
+func (g *globals) client() (*api.Client, error) {
+	if err := g.complete(); err != nil {
+		return nil, err
+	}
+	base := g.api
+	if base == "" {
+		base = node.DefaultAPI
+	}
+	if !strings.Contains(base, "://") {
+		base = "http://" + base
+	}
+	token, _ := os.ReadFile(filepath.Join(g.home, "api.token"))
+	return &api.Client{Base: strings.TrimRight(base, "/"), Key: g.apiKey, Token: strings.TrimSpace(string(token))}, nil
+}
+
+// noun makes a command that only groups its verbs.
+func noun(use, short string, verbs ...*cobra.Command) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: use, Short: short, Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return usageError{fmt.Errorf("mesh %s: say what to do: %s", use, strings.Join(verbNames(cmd), ", "))}
+		},
+	}
+	cmd.AddCommand(verbs...)
+	return cmd
+}
+
+func verbNames(cmd *cobra.Command) []string {
+	var names []string
+	for _, v := range cmd.Commands() {
+		names = append(names, v.Name())
+	}
+	return names
+}
+
+func noArgs(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	if cmd.HasSubCommands() {
+		return usageError{fmt.Errorf("%s has no command %q", cmd.CommandPath(), args[0])}
+	}
+	return usageError{fmt.Errorf("%s takes no argument, but got %q", cmd.CommandPath(), args[0])}
+}
+
+// oneArg requires exactly one argument and names it in the error.
+func oneArg(name string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) != 1 {
+			return usageError{fmt.Errorf("%s wants one argument: %s", cmd.CommandPath(), name)}
+		}
+		return nil
+	}
+}

@@ -1,0 +1,136 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/gonka-mesh/mesh/node/api"
+)
+
+func modelCommand(g *globals) *cobra.Command {
+	return noun("model", "Models of this node and of the mesh: ls, add, rm, pull, show",
+		&cobra.Command{
+			Use: "ls", Short: "Models that this node has or knows of", Args: noArgs,
+			RunE: func(cmd *cobra.Command, _ []string) error {
+				c, err := g.client()
+				if err != nil {
+					return err
+				}
+				models, err := c.Models(cmd.Context())
+				if err != nil {
+					return err
+				}
+				if g.json {
+					return writeJSON(cmd.OutOrStdout(), models)
+				}
+				var rows [][]string
+				for _, m := range models {
+					rows = append(rows, []string{m.Name, m.Model.Short(), size(m.Bytes), fmt.Sprint(m.Context), here(m), plural(m.Hosts, "host")})
+				}
+				return table(cmd.OutOrStdout(), []string{"NAME", "ID", "SIZE", "CONTEXT", "HERE", "ELSEWHERE"}, rows)
+			},
+		},
+		&cobra.Command{
+			Use: "show MODEL", Short: "One model, by name or ID", Args: oneArg("MODEL"),
+			RunE: func(cmd *cobra.Command, args []string) error {
+				c, err := g.client()
+				if err != nil {
+					return err
+				}
+				models, err := c.Models(cmd.Context())
+				if err != nil {
+					return err
+				}
+				for _, m := range models {
+					if m.Name == args[0] || (len(args[0]) >= 6 && strings.HasPrefix(m.Model.String(), args[0])) {
+						return showModel(cmd, g, m)
+					}
+				}
+				return fmt.Errorf("no model %s; `mesh model ls` shows them", args[0])
+			},
+		},
+		&cobra.Command{
+			Use: "add FILE|NAME|HASH", Short: "Serve a GGUF file, or a model that the mesh has", Args: oneArg("FILE, NAME or HASH"),
+			RunE: func(cmd *cobra.Command, args []string) error {
+				ref := args[0]
+				// The node has another working directory than the person who types.
+				if _, err := os.Stat(ref); err == nil {
+					abs, err := filepath.Abs(ref)
+					if err != nil {
+						return fmt.Errorf("model file %s: %w", ref, err)
+					}
+					ref = abs
+				}
+				return longModel(cmd, g, ref, (*api.Client).AddModel)
+			},
+		},
+		&cobra.Command{
+			Use: "pull HASH", Short: "Fetch a model's file from peers, without serving it", Args: oneArg("HASH"),
+			RunE: func(cmd *cobra.Command, args []string) error {
+				return longModel(cmd, g, args[0], (*api.Client).PullModel)
+			},
+		},
+		&cobra.Command{
+			Use: "rm MODEL", Short: "Stop serving a model and delete it if it was pulled", Args: oneArg("MODEL"),
+			RunE: func(cmd *cobra.Command, args []string) error {
+				c, err := g.client()
+				if err != nil {
+					return err
+				}
+				m, err := c.RemoveModel(cmd.Context(), args[0])
+				if err != nil {
+					return err
+				}
+				return showModel(cmd, g, m)
+			},
+		},
+	)
+}
+
+func longModel(cmd *cobra.Command, g *globals, ref string,
+	op func(*api.Client, context.Context, string, func(api.Progress)) (api.Model, error)) error {
+	c, err := g.client()
+	if err != nil {
+		return err
+	}
+	m, err := op(c, cmd.Context(), ref, showProgress(cmd.ErrOrStderr()))
+	if err != nil {
+		return err
+	}
+	return showModel(cmd, g, m)
+}
+
+func showModel(cmd *cobra.Command, g *globals, m api.Model) error {
+	if g.json {
+		return writeJSON(cmd.OutOrStdout(), m)
+	}
+	root, id := "", ""
+	if !m.Root.IsZero() {
+		root = m.Root.String()
+	}
+	if !m.Model.IsZero() {
+		id = m.Model.String()
+	}
+	return fields(cmd.OutOrStdout(),
+		"name", m.Name, "id", id, "file root", root, "size", size(m.Bytes), "architecture", m.Arch, "weights", m.Weights,
+		"context", fmt.Sprint(m.Context), "class", m.Class, "here", here(m), "elsewhere", plural(m.Hosts, "host"), "file", m.Path)
+}
+
+func here(m api.Model) string {
+	switch {
+	case m.Served && m.Builtin:
+		return "served, built in"
+	case m.Served:
+		return "served"
+	case m.Builtin:
+		return "built in"
+	case m.Path != "":
+		return "file"
+	}
+	return "-"
+}

@@ -1,0 +1,82 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/gonka-mesh/mesh"
+	"github.com/gonka-mesh/mesh/node/api"
+)
+
+func statusCommand(g *globals) *cobra.Command {
+	return &cobra.Command{
+		Use: "status", Short: "This node: peer, role, network, reachability, models, earnings", Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := g.client()
+			if err != nil {
+				return err
+			}
+			s, err := c.Status(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if g.json {
+				return writeJSON(cmd.OutOrStdout(), s)
+			}
+			return printStatus(cmd.OutOrStdout(), s)
+		},
+	}
+}
+
+func printStatus(w io.Writer, s api.Status) error {
+	owner := ""
+	if !s.Owner.IsZero() && s.Owner != s.Peer {
+		owner = s.Owner.String()
+	}
+	reach := s.Reachability.State + ": " + s.Reachability.Reason
+	if err := fields(w,
+		"peer", s.Peer.String(),
+		"role", s.Role,
+		"network", fmt.Sprintf("%s, epoch %d", s.Network, s.Epoch),
+		"reachable", reach,
+		"remedy", s.Reachability.Remedy,
+		"external", strings.Join(s.Reachability.External, " "),
+		"port map", s.Reachability.PortMap,
+		"peers", fmt.Sprint(s.Peers),
+		"api", s.API,
+		"owner", owner,
+		"served", fmt.Sprintf("%s, %d output tokens, %s by receipts", plural(s.Served.Receipts, "answer"), s.Served.OutputTokens, s.Served.Earned),
+		"up", (time.Duration(s.UptimeS) * time.Second).String(),
+		"memory", size(s.MemoryBytes),
+		"version", fmt.Sprintf("%s, protocol %d", s.Version, s.Protocol),
+	); err != nil {
+		return err
+	}
+	if len(s.Engines) == 0 {
+		return nil
+	}
+	fmt.Fprintln(w)
+	var rows [][]string
+	for _, e := range s.Engines {
+		rows = append(rows, []string{e.Name, e.Model.Short(), e.Class, e.Weights, fmt.Sprint(e.Context),
+			fmt.Sprintf("%d/%d", e.Active, e.Slots), fmt.Sprint(e.Queued)})
+	}
+	return table(w, []string{"MODEL", "ID", "CLASS", "WEIGHTS", "CONTEXT", "ACTIVE", "QUEUED"}, rows)
+}
+
+func versionCommand(g *globals) *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Short: "Version of the software and of the protocol", Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if g.json {
+				return writeJSON(cmd.OutOrStdout(), map[string]any{"version": mesh.Version, "protocol": mesh.ProtocolVersion})
+			}
+			_, err := fmt.Fprintf(cmd.OutOrStdout(), "mesh %s, protocol %d\n", mesh.Version, mesh.ProtocolVersion)
+			return err
+		},
+	}
+}

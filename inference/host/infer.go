@@ -1,0 +1,273 @@
+package host
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/gonka-mesh/mesh"
+	"github.com/gonka-mesh/mesh/inference"
+	"github.com/gonka-mesh/mesh/inference/inferencepb"
+)
+
+const (
+	maxCancelBytes = 512
+	bodyTimeout    = 10 * time.Second
+	pointsBadCall  = 10 // an honest router never sends one
+)
+
+type callerKey struct{}
+
+// newServer returns the HTTP server of infer streams.
+func (h *Host) newServer() *http.Server {
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /v1/infer", h.handleInfer)
+	mux.HandleFunc("POST /v1/cancel", h.handleCancel)
+	mux.HandleFunc("GET /v1/ping", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
+	return &http.Server{
+		Handler:           h.guard(mux),
+		ReadHeaderTimeout: bodyTimeout,
+		IdleTimeout:       5 * time.Minute,
+		MaxHeaderBytes:    8 << 10,
+		ErrorLog:          slog.NewLogLogger(h.cfg.Log.Handler(), slog.LevelDebug),
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			if a, ok := h.caller(c); ok {
+				return context.WithValue(ctx, callerKey{}, a)
+			}
+			return ctx
+		},
+	}
+}
+
+// Serve answers infer streams until Shutdown, and then returns nil.
+func (h *Host) Serve(ln net.Listener) error {
+	if err := h.server.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve infer streams: %w", err)
+	}
+	return nil
+}
+
+// ServeHTTP answers one request of an infer stream.
+func (h *Host) ServeHTTP(w http.ResponseWriter, r *http.Request) { h.server.Handler.ServeHTTP(w, r) }
+
+// guard sets the deadlines of a request: a connection is pooled, so those of the one
+// before still stand.
+func (h *Host) guard(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		rc := http.NewResponseController(w)
+		rc.SetReadDeadline(time.Now().Add(bodyTimeout))
+		rc.SetWriteDeadline(time.Now().Add(bodyTimeout + h.cfg.WriteTimeout))
+		next.ServeHTTP(w, r)
+	})
+}
+
+func refuse(w http.ResponseWriter, err error) {
+	r := inference.Refuse(err)
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(r.Status())
+	json.NewEncoder(w).Encode(r) // the reader may be gone: nobody is left to tell
+}
+
+func callerOf(r *http.Request) (mesh.Address, error) {
+	a, ok := r.Context().Value(callerKey{}).(mesh.Address)
+	if !ok {
+		return a, &inference.Refusal{Code: inference.CodeForbidden, Message: "the caller is not known"}
+	}
+	return a, nil
+}
+
+func (h *Host) handleInfer(w http.ResponseWriter, r *http.Request) {
+	peer, err := callerOf(r)
+	if err != nil {
+		refuse(w, err)
+		return
+	}
+	size := r.ContentLength
+	if size < 0 || size > inference.MaxCallBytes {
+		refuse(w, fmt.Errorf("%w: a call states its length, at most %d bytes", inference.ErrInvalid, inference.MaxCallBytes))
+		return
+	}
+	if err := h.enter(peer, size); err != nil {
+		h.meter.refused(err)
+		refuse(w, err)
+		return
+	}
+	defer h.leave(peer, size)
+	a, err := h.open(r, peer)
+	if err != nil {
+		h.meter.refused(err)
+		refuse(w, err)
+		return
+	}
+	defer h.close(a)
+	a.serve(w)
+}
+
+// open reads and admits a call.
+func (h *Host) open(r *http.Request, peer mesh.Address) (*answer, error) {
+	body := make([]byte, r.ContentLength)
+	if _, err := io.ReadFull(r.Body, body); err != nil {
+		return nil, fmt.Errorf("%w: read the call: %v", inference.ErrInvalid, err)
+	}
+	call, err := inference.ParseCall(h.cfg.Network, body)
+	if err != nil {
+		h.cfg.Penalise(peer, "infer: "+err.Error(), pointsBadCall)
+		return nil, err
+	}
+	if call.Request.Payer != peer {
+		return nil, &inference.Refusal{Code: inference.CodeForbidden, Message: "only the payer may send its request"}
+	}
+	return h.admit(r.Context(), call, peer)
+}
+
+// admit decides whether a call is served, and gives it a slot or a place in the
+// queue.
+func (h *Host) admit(ctx context.Context, call *inference.Call, peer mesh.Address) (*answer, error) {
+	h.mu.Lock()
+	l := h.lanes[call.Request.Model]
+	h.mu.Unlock()
+	if l == nil {
+		return nil, fmt.Errorf("%w: %s is not served here", inference.ErrUnknownModel, call.Request.Model.Short())
+	}
+	for i, t := range call.Prefix {
+		if int(t) >= l.info.Vocab {
+			return nil, fmt.Errorf("%w: token %d of the prefix is not in the vocabulary", inference.ErrInvalid, i)
+		}
+	}
+	prompt, err := l.engine.Encode(call.Request.Question)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %v", inference.ErrInvalid, err)
+	}
+	if len(prompt) == 0 {
+		return nil, fmt.Errorf("%w: the prompt has no tokens", inference.ErrInvalid)
+	}
+	pb := call.Request.Pb
+	limit, err := inference.Fit(len(prompt), int(pb.GetMaxTokens()), l.info.Context)
+	if err != nil {
+		return nil, err
+	}
+	if len(call.Prefix) > limit {
+		return nil, fmt.Errorf("%w: the prefix is longer than an answer may be", inference.ErrInvalid)
+	}
+	if err := affordable(l.capability, pb, len(prompt), limit); err != nil {
+		return nil, err
+	}
+	a := newAnswer(h, l, call, peer, prompt, limit)
+	a.ctx, a.cancel = context.WithCancelCause(ctx)
+	a.unhook = context.AfterFunc(h.ctx, func() { a.cancel(errDraining) })
+	if err := h.register(a); err != nil {
+		a.cancel(err)
+		return nil, err
+	}
+	if a.settled() {
+		return a, nil
+	}
+	if a.ticket, err = h.queue(l, peer); err != nil {
+		h.close(a)
+		return nil, err
+	}
+	return a, nil
+}
+
+// affordable checks the request's price cap against the most that it may cost: all
+// choices at full length.
+func affordable(c *inferencepb.Capability, r *inferencepb.Request, prompt, limit int) error {
+	if r.GetPriceCap() == 0 {
+		return nil
+	}
+	most, err := inference.Price(c, prompt, limit, inference.FinishLength)
+	if err == nil {
+		most, err = most.Mul(uint64(r.GetChoices()))
+	}
+	if err != nil || most > mesh.Amount(r.GetPriceCap()) {
+		return &inference.Refusal{Code: inference.CodeTooDear,
+			Message: fmt.Sprintf("it may cost %s here, and the cap is %s", most, mesh.Amount(r.GetPriceCap()))}
+	}
+	return nil
+}
+
+type runKey struct {
+	request mesh.Hash
+	choice  uint32
+	first   uint32
+}
+
+func (a *answer) key() runKey {
+	return runKey{a.call.Request.Hash, a.call.Choice, a.call.Before.Next}
+}
+
+// register notes a running answer. The same choice from the same prefix runs once.
+func (h *Host) register(a *answer) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.running[a.key()] != nil {
+		return &inference.Refusal{Code: inference.CodeReplay, Message: "this choice of this request runs here already"}
+	}
+	h.running[a.key()] = a
+	return nil
+}
+
+// close forgets an answer.
+func (h *Host) close(a *answer) {
+	a.unhook()
+	a.cancel(nil)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.running, a.key())
+}
+
+func (h *Host) handleCancel(w http.ResponseWriter, r *http.Request) {
+	if _, err := callerOf(r); err != nil {
+		refuse(w, err)
+		return
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxCancelBytes))
+	if err != nil {
+		refuse(w, fmt.Errorf("%w: read the cancel: %v", inference.ErrInvalid, err))
+		return
+	}
+	n, err := h.cancelSigned(body)
+	if err != nil {
+		refuse(w, err)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	fmt.Fprintf(w, "{\"cancelled\":%d}\n", n)
+}
+
+// cancelSigned ends the running answers that a signed Cancel names, and returns how
+// many. Its payer's signature counts, whoever brings it.
+func (h *Host) cancelSigned(body []byte) (int, error) {
+	s := new(inferencepb.Signed)
+	if err := proto.Unmarshal(body, s); err != nil {
+		return 0, fmt.Errorf("%w: cancel: %v", inference.ErrInvalid, err)
+	}
+	request, choice, verify, err := inference.ParseCancel(s)
+	if err != nil {
+		return 0, fmt.Errorf("%w: %v", inference.ErrInvalid, err)
+	}
+	h.mu.Lock()
+	var found []*answer
+	for k, a := range h.running {
+		if k.request == request && k.choice == choice {
+			found = append(found, a)
+		}
+	}
+	h.mu.Unlock()
+	for _, a := range found {
+		if !verify(h.cfg.Network, a.call.Request.Payer) {
+			return 0, &inference.Refusal{Code: inference.CodeForbidden, Message: "the cancel is not signed by the payer"}
+		}
+		a.cancelled.Store(true)
+		a.cancel(errGone)
+	}
+	return len(found), nil
+}

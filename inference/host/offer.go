@@ -1,0 +1,147 @@
+package host
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/gonka-mesh/mesh"
+	"github.com/gonka-mesh/mesh/inference"
+	"github.com/gonka-mesh/mesh/inference/inferencepb"
+	"github.com/gonka-mesh/mesh/p2p"
+)
+
+const (
+	maxOfferBytes = 4 << 10
+	offerTimeout  = 2 * time.Second
+	taskTimeout   = 5 * time.Second
+	maxTasks      = 8 // answered at once
+)
+
+// Offer says what this host would do with such a request now. It is measured, not
+// promised.
+func (h *Host) Offer(ask *inferencepb.OfferAsk) *inferencepb.Offer {
+	model, err := mesh.HashFromBytes(ask.GetModel())
+	if err != nil {
+		return &inferencepb.Offer{Reason: "no model is named"}
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	l := h.lanes[model]
+	if l == nil {
+		return &inferencepb.Offer{Reason: "this model is not served here"}
+	}
+	load := l.engine.Load()
+	prompt := float64(min(ask.GetPromptTokens(), inference.MaxTokens)) * l.prefill.v
+	o := &inferencepb.Offer{
+		Accept: true, Capability: l.capability,
+		Active: uint32(max(l.active, load.Active)), Queued: uint32(len(l.waiting) + load.Queued),
+		WaitMs:  uint32(min(l.wait().Milliseconds()+int64(prompt*1000), int64(time.Hour/time.Millisecond))),
+		TokenUs: uint32(min(l.token.v*1e6, 1e9)),
+	}
+	switch _, err := inference.Fit(int(min(ask.GetPromptTokens(), inference.MaxTokens)), int(min(ask.GetMaxTokens(), inference.MaxTokens)), l.info.Context); {
+	case h.draining:
+		o.Accept, o.Reason = false, "this host is stopping"
+	case len(l.waiting) >= h.cfg.Queue:
+		o.Accept, o.Reason = false, "the queue is full"
+	case err != nil:
+		o.Accept, o.Reason = false, "it does not fit the context"
+	}
+	return o
+}
+
+// ServeOffer answers one offer stream: an ask gets an Offer, an offer for a task of
+// this node is handed on and echoed.
+func (h *Host) ServeOffer(ctx context.Context, peer mesh.Address, c net.Conn) {
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(offerTimeout))
+	call := new(inferencepb.OfferCall)
+	if err := p2p.ReadMessage(c, maxOfferBytes, call); err != nil {
+		h.cfg.Log.Debug("an offer stream broke", "peer", peer, "error", err)
+		return
+	}
+	answer := call.GetOffer()
+	switch {
+	case call.GetAsk() != nil:
+		answer = h.Offer(call.GetAsk())
+	case answer == nil:
+		h.cfg.Penalise(peer, "offer: an empty call", pointsBadCall)
+		return
+	case !h.cfg.TakeOffer(peer, answer):
+		answer = &inferencepb.Offer{Reason: "nobody waits for it"}
+	}
+	if err := p2p.WriteMessage(c, answer); err != nil {
+		h.cfg.Log.Debug("an offer was not delivered", "peer", peer, "error", err)
+	}
+}
+
+// OnTask answers an announced task with an offer, when this host serves its model
+// and is idle enough. It returns at once.
+func (h *Host) OnTask(t *inference.Task) {
+	o := h.offerFor(t)
+	if o == nil || h.cfg.Dialer == nil || t.Payer == h.self {
+		return
+	}
+	select {
+	case h.dialling <- struct{}{}:
+	default:
+		return // enough tasks are being answered
+	}
+	ok := h.background(func() {
+		defer func() { <-h.dialling }()
+		ctx, cancel := context.WithTimeout(h.ctx, taskTimeout)
+		defer cancel()
+		if err := h.sendOffer(ctx, t.Payer, o); err != nil {
+			h.cfg.Log.Debug("a task was not answered", "author", t.Payer, "error", err)
+		}
+	})
+	if !ok {
+		<-h.dialling
+	}
+}
+
+// offerFor returns the offer for a task, or nil.
+func (h *Host) offerFor(t *inference.Task) *inferencepb.Offer {
+	if t.Pb.GetDeadlineMs() < time.Now().UnixMilli() {
+		return nil
+	}
+	h.mu.Lock()
+	var found *lane
+	for id, l := range h.lanes {
+		if len(t.Pb.GetModel()) > 0 && string(id[:]) == string(t.Pb.GetModel()) ||
+			len(t.Pb.GetModel()) == 0 && l.info.Name == t.Pb.GetModelName() {
+			found = l
+		}
+	}
+	idle := found != nil && found.active < found.slots && len(found.waiting) == 0
+	h.mu.Unlock()
+	if !idle {
+		return nil
+	}
+	o := h.Offer(&inferencepb.OfferAsk{
+		Model: found.capability.Model, PromptTokens: t.Pb.GetPromptTokens(),
+		MaxTokens: t.Pb.GetMaxTokens(), Choices: t.Pb.GetChoices(),
+	})
+	if !o.Accept {
+		return nil
+	}
+	o.Task = t.Hash[:]
+	return o
+}
+
+func (h *Host) sendOffer(ctx context.Context, author mesh.Address, o *inferencepb.Offer) error {
+	c, err := h.cfg.Dialer.Dial(ctx, author, "offer")
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(offerTimeout))
+	if err := p2p.WriteMessage(c, &inferencepb.OfferCall{Offer: o}); err != nil {
+		return fmt.Errorf("send offer: %w", err)
+	}
+	if err := p2p.ReadMessage(c, maxOfferBytes, new(inferencepb.Offer)); err != nil {
+		return fmt.Errorf("read the echo: %w", err)
+	}
+	return nil
+}

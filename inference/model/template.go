@@ -1,0 +1,251 @@
+package model
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/gonka-mesh/mesh/inference/model/jinja"
+)
+
+// Message is one message of a chat.
+type Message struct {
+	Role       string // system, developer, user, assistant or tool
+	Content    string
+	Name       string // of the speaker or of the tool; optional
+	ToolCalls  string // assistant: JSON array of the calls made, in the OpenAI form; optional
+	ToolCallID string // tool: the call that this answers; optional
+}
+
+// ErrMessages is wrapped by errors that are the messages' fault, not the model's:
+// an unknown role, tools that are no JSON, an order that the template refuses.
+var ErrMessages = errors.New("the messages do not fit the model's chat template")
+
+// Bounds of one chat.
+const (
+	maxMessages = 1 << 12
+	maxChatLen  = 4 << 20
+)
+
+var roles = []string{"system", "developer", "user", "assistant", "tool", "function"}
+
+// Template is the chat template of a model file. It is safe for concurrent use.
+//
+// No byte of a message or a tool definition can become part of a special token:
+// the renderer keeps track of where each byte came from, and only stretches that
+// are the template's own are searched for special tokens.
+type Template struct {
+	compiled  *jinja.Template
+	tokenizer *Tokenizer
+}
+
+// chatML is the template of a file that has none but has the tokens for it.
+const chatML = "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}" +
+	"{% if add_generation_prompt %}<|im_start|>assistant\n{{ '' }}{% endif %}"
+
+func newTemplate(f *File) (*Template, error) {
+	t, err := f.Tokenizer()
+	if err != nil {
+		return nil, err
+	}
+	source, err := f.header.textOr(chatTemplateKey, "")
+	if err != nil {
+		return nil, err
+	}
+	if source == "" {
+		if _, ok := t.Special("<|im_start|>"); !ok {
+			return nil, errors.New("the model file has no chat template and no ChatML tokens: it can complete text but not chat")
+		}
+		source = chatML
+	}
+	return compileTemplate(source, t)
+}
+
+func compileTemplate(source string, t *Tokenizer) (*Template, error) {
+	compiled, err := jinja.Compile(source)
+	if err != nil {
+		return nil, fmt.Errorf("compile chat template: %w", err)
+	}
+	return &Template{compiled, t}, nil
+}
+
+// Encode returns the prompt: the messages in the form the model was trained on, up
+// to where the assistant speaks. tools is a JSON array of tool definitions in the
+// OpenAI form, or empty. Errors that wrap ErrMessages are the caller's input.
+func (t *Template) Encode(messages []Message, tools string) ([]int32, error) {
+	text, err := t.render(messages, tools)
+	if err != nil {
+		return nil, err
+	}
+	ids := t.tokenizer.encodeTemplate(text)
+	if bos, ok := t.tokenizer.BOS(); ok && t.tokenizer.addBOS && (len(ids) == 0 || ids[0] != bos) {
+		ids = slices.Insert(ids, 0, bos)
+	}
+	return ids, nil
+}
+
+// Text returns the prompt as text, for people: special tokens look like text in it.
+func (t *Template) Text(messages []Message, tools string) (string, error) {
+	text, err := t.render(messages, tools)
+	return text.String(), err
+}
+
+func (t *Template) render(messages []Message, tools string) (jinja.Text, error) {
+	vars, err := t.variables(messages, tools)
+	if err != nil {
+		return jinja.Text{}, fmt.Errorf("%w: %w", ErrMessages, err)
+	}
+	text, err := t.compiled.Render(vars)
+	var refusal *jinja.Refusal
+	switch {
+	case errors.As(err, &refusal):
+		return jinja.Text{}, fmt.Errorf("%w: %s", ErrMessages, refusal.Message)
+	case err != nil:
+		return jinja.Text{}, fmt.Errorf("render chat template: %w", err)
+	}
+	return text, nil
+}
+
+func (t *Template) variables(messages []Message, tools string) (map[string]any, error) {
+	if len(messages) == 0 || len(messages) > maxMessages {
+		return nil, fmt.Errorf("%d messages: want 1 to %d", len(messages), maxMessages)
+	}
+	size := len(tools)
+	list := make([]any, len(messages))
+	for i := range messages {
+		m := &messages[i]
+		size += len(m.Content) + len(m.ToolCalls) + len(m.Name) + len(m.ToolCallID)
+		if size > maxChatLen {
+			return nil, fmt.Errorf("more than %d bytes", maxChatLen)
+		}
+		d, err := m.variable()
+		if err != nil {
+			return nil, fmt.Errorf("message %d: %w", i, err)
+		}
+		list[i] = d
+	}
+	vars := map[string]any{
+		"messages":              jinja.NewList(list...),
+		"tools":                 nil,
+		"documents":             nil,
+		"add_generation_prompt": true,
+	}
+	t.specialText(vars, "bos_token", t.tokenizer.bos)
+	t.specialText(vars, "eos_token", t.tokenizer.eos)
+	if tools != "" {
+		v, err := jinja.ParseJSON([]byte(tools))
+		if err != nil {
+			return nil, fmt.Errorf("tools: %w", err)
+		}
+		if _, ok := v.(*jinja.List); !ok {
+			return nil, errors.New("tools: want a JSON array")
+		}
+		vars["tools"] = v
+	}
+	return vars, nil
+}
+
+func (t *Template) specialText(vars map[string]any, name string, id int32) {
+	if id >= 0 {
+		vars[name] = jinja.Literal(t.tokenizer.texts[id])
+	} else {
+		vars[name] = jinja.Literal("")
+	}
+}
+
+// variable is the message as templates see it. The role is one of a fixed list, so
+// it counts as the template's: some templates build tokens from it.
+func (m *Message) variable() (*jinja.Dict, error) {
+	if !slices.Contains(roles, m.Role) {
+		return nil, fmt.Errorf("role %.30q: want one of %s", m.Role, strings.Join(roles, ", "))
+	}
+	user := func(s string) jinja.Text { return jinja.User(strings.ToValidUTF8(s, "\uFFFD")) }
+	d := jinja.NewDict()
+	d.Set("role", jinja.Literal(m.Role))
+	d.Set("content", user(m.Content))
+	if m.Name != "" {
+		d.Set("name", user(m.Name))
+	}
+	if m.ToolCallID != "" {
+		d.Set("tool_call_id", user(m.ToolCallID))
+	}
+	if m.ToolCalls == "" {
+		return d, nil
+	}
+	calls, err := parseToolCalls(m.ToolCalls)
+	if err != nil {
+		return nil, fmt.Errorf("tool calls: %w", err)
+	}
+	d.Set("tool_calls", calls)
+	return d, nil
+}
+
+// parseToolCalls reads the calls. In the OpenAI form the arguments of a call are a
+// JSON document inside a text, while templates want the document itself.
+func parseToolCalls(s string) (any, error) {
+	v, err := jinja.ParseJSON([]byte(s))
+	if err != nil {
+		return nil, err
+	}
+	calls, ok := v.(*jinja.List)
+	if !ok {
+		return nil, errors.New("want a JSON array")
+	}
+	for c := range calls.All() {
+		fn := c
+		if d, ok := c.(*jinja.Dict); ok && d.Get("function") != nil {
+			fn = d.Get("function")
+		}
+		d, ok := fn.(*jinja.Dict)
+		if !ok {
+			return nil, errors.New("want a JSON array of objects")
+		}
+		if text, ok := d.Get("arguments").(jinja.Text); ok {
+			if object, err := jinja.ParseJSON([]byte(text.String())); err == nil {
+				if _, ok := object.(*jinja.Dict); ok {
+					d.Set("arguments", object)
+				}
+			}
+		}
+	}
+	return calls, nil
+}
+
+// encodeTemplate encodes rendered text. Special tokens are looked for where no byte
+// is a user's; what stands between two of them is encoded in one piece, so that the
+// words of template and user join as they did when the model was trained.
+func (t *Tokenizer) encodeTemplate(text jinja.Text) []int32 {
+	var out []int32
+	var plain strings.Builder
+	flush := func() {
+		if plain.Len() > 0 {
+			out = t.encoder.encode(out, plain.String())
+			plain.Reset()
+		}
+	}
+	for part, user := range text.Parts() {
+		if user {
+			plain.WriteString(part)
+			continue
+		}
+		start := 0
+		for i := 0; i < len(part); {
+			s, ok := t.specialAt(part[i:])
+			if !ok {
+				_, n := utf8.DecodeRuneInString(part[i:])
+				i += n
+				continue
+			}
+			plain.WriteString(part[start:i])
+			flush()
+			out = append(out, s.id)
+			i += len(s.text)
+			start = i
+		}
+		plain.WriteString(part[start:])
+	}
+	flush()
+	return out
+}

@@ -1,0 +1,252 @@
+package native
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"math"
+	"slices"
+
+	"github.com/gonka-mesh/mesh"
+	"github.com/gonka-mesh/mesh/inference/kernel"
+)
+
+// input is one token of a step.
+type input struct {
+	token    int32
+	position int
+	cache    []*kernel.Cache // of its sequence, one for each layer
+	logits   bool            // wanted
+}
+
+// graph computes steps. It belongs to one goroutine at a time; its buffers grow to
+// the largest step and are used again. T is the number of inputs of a step.
+type graph struct {
+	net  *network
+	pool *kernel.Pool
+
+	inputs []input
+	x      []float32 // [T][width], the residual stream
+	y      []float32 // [T][width]
+	qkv    []float32 // [T][heads*dim + 2*kvHeads*dim]
+	mixed  []float32 // [T][heads*dim], out of attention
+	ffn    []float32 // [T][2*ffn], gate and up
+	act    []float32 // [T][ffn]
+	angles []float32 // [T][dim], cosines then sines
+	part   []float32 // one matrix of a product that is not stacked
+	acts   kernel.Activations
+	query  []kernel.Query
+
+	// The results of the last step.
+	bad    []bool      // [T]: a value left the numeric contract
+	leaves []mesh.Hash // [T]: H(little-endian bits of the hidden state after the last norm)
+	logits []float32   // [wanted][vocab]
+
+	bits     []byte
+	embedFn  func(lo, hi int)
+	rotateFn func(lo, hi int)
+	ffnFn    func(lo, hi int)
+	leafFn   func(lo, hi int)
+	layer    *layer // of rotateFn
+}
+
+func newGraph(net *network, pool *kernel.Pool) *graph {
+	g := &graph{net: net, pool: pool}
+	// Made once: a closure made in a step would be garbage.
+	g.embedFn, g.rotateFn, g.ffnFn, g.leafFn = g.embed, g.rotate, g.gate, g.leaf
+	return g
+}
+
+// resize returns n elements of a buffer; their values are undefined.
+func resize[T any](buf *[]T, n int) []T {
+	*buf = slices.Grow((*buf)[:0], n)[:n]
+	return *buf
+}
+
+// step computes g.inputs. Tokens of one sequence stand in ascending order of
+// position, and the positions before the first one are in its cache. A token for
+// which bad is set poisons its sequence and no other.
+func (g *graph) step() {
+	n, t := g.net, len(g.inputs)
+	clear(resize(&g.bad, t))
+	resize(&g.x, t*n.Width)
+	resize(&g.y, t*n.Width)
+	resize(&g.qkv, t*n.stride())
+	resize(&g.mixed, t*n.Heads*n.HeadDim)
+	resize(&g.ffn, t*2*n.FFN)
+	resize(&g.act, t*n.FFN)
+	resize(&g.angles, t*n.HeadDim)
+	resize(&g.bits, t*n.Width*4)
+	resize(&g.leaves, t)
+	g.pool.Run(t, 8, g.embedFn)
+	for i := range n.layers {
+		g.attention(i)
+		g.feedForward(i)
+	}
+	g.pool.RMSNorm(g.y, g.x, n.norm, n.Eps)
+	g.pool.Run(t, 8, g.leafFn)
+	g.head()
+}
+
+// stride is the length of a row of q, k and v.
+func (n *network) stride() int { return (n.Heads + 2*n.KVHeads) * n.HeadDim }
+
+func (g *graph) embed(lo, hi int) {
+	w, d := g.net.Width, g.net.HeadDim
+	for t := lo; t < hi; t++ {
+		g.net.embed.Row(int(g.inputs[t].token), g.x[t*w:(t+1)*w])
+		g.net.rope.Angles(g.angles[t*d:(t+1)*d], g.inputs[t].position)
+	}
+}
+
+// attention adds the first half of layer i to x.
+func (g *graph) attention(i int) {
+	n, l, t := g.net, &g.net.layers[i], len(g.inputs)
+	g.pool.RMSNorm(g.y, g.x, l.attnNorm, n.Eps)
+	g.mul(g.qkv, &l.qkv, g.y, n.Width)
+	g.layer = l
+	g.pool.Run(t, 8, g.rotateFn)
+	q, kv, stride := n.Heads*n.HeadDim, n.KVHeads*n.HeadDim, n.stride()
+	g.query = g.query[:0]
+	for j := range g.inputs {
+		in, row := &g.inputs[j], g.qkv[j*stride:(j+1)*stride]
+		if err := in.cache[i].Store(in.position, row[q:q+kv], row[q+kv:]); err != nil {
+			g.bad[j] = true
+			clear(row) // what is stored and read stays finite
+			_ = in.cache[i].Store(in.position, row[q:q+kv], row[q+kv:])
+		}
+		g.query = append(g.query, kernel.Query{
+			Cache: in.cache[i], Position: in.position, Q: row[:q], Out: g.mixed[j*q : (j+1)*q],
+		})
+	}
+	g.pool.Attention(g.query, n.Heads, n.scale)
+	g.mul(g.y, &l.out, g.mixed, q)
+	if l.outBias != nil {
+		kernel.AddBias(g.y, l.outBias)
+	}
+	kernel.Add(g.x, g.y)
+}
+
+// rotate applies biases, norms of heads and RoPE to rows of q, k and v.
+func (g *graph) rotate(lo, hi int) {
+	n, l := g.net, g.layer
+	q, k, stride := n.Heads*n.HeadDim, (n.Heads+n.KVHeads)*n.HeadDim, n.stride()
+	for t := lo; t < hi; t++ {
+		row := g.qkv[t*stride : (t+1)*stride]
+		if l.qkvBias != nil {
+			kernel.Add(row, l.qkvBias)
+		}
+		if l.qNorm != nil {
+			normHeads(row[:q], l.qNorm, n.Eps)
+			normHeads(row[q:k], l.kNorm, n.Eps)
+		}
+		n.rope.Rotate(row[:k], n.HeadDim, g.angles[t*n.HeadDim:(t+1)*n.HeadDim])
+	}
+}
+
+func normHeads(x, weight []float32, eps float32) {
+	for ; len(x) > 0; x = x[len(weight):] {
+		head := x[:len(weight)]
+		kernel.RMSNorm(head, head, weight, eps)
+	}
+}
+
+// feedForward adds the second half of layer i to x.
+func (g *graph) feedForward(i int) {
+	n, l := g.net, &g.net.layers[i]
+	g.pool.RMSNorm(g.y, g.x, l.ffnNorm, n.Eps)
+	g.mul(g.ffn, &l.gateUp, g.y, n.Width)
+	g.pool.Run(len(g.inputs), max(1, 8192/n.FFN), g.ffnFn)
+	g.mul(g.y, &l.down, g.act, n.FFN)
+	kernel.Add(g.x, g.y)
+}
+
+// gate writes silu(gate)*up of rows.
+func (g *graph) gate(lo, hi int) {
+	f := g.net.FFN
+	for t := lo; t < hi; t++ {
+		row := g.ffn[t*2*f : (t+1)*2*f]
+		kernel.SiLUMul(g.act[t*f:(t+1)*f], row[:f], row[f:])
+	}
+}
+
+// head computes the logits that are wanted.
+func (g *graph) head() {
+	n, w := g.net, g.net.Width
+	wanted := 0
+	for t := range g.inputs {
+		if g.inputs[t].logits {
+			copy(g.y[wanted*w:(wanted+1)*w], g.y[t*w:(t+1)*w])
+			wanted++
+		}
+	}
+	resize(&g.logits, wanted*n.Vocab)
+	if wanted == 0 {
+		return
+	}
+	g.acts.Set(g.y, wanted, w)
+	for _, t := range g.product(g.logits, &n.head, wanted) {
+		g.bad[g.nthWanted(t)] = true
+	}
+}
+
+// nthWanted is the input whose logits stand at index k.
+func (g *graph) nthWanted(k int) int {
+	for t := range g.inputs {
+		if g.inputs[t].logits {
+			if k == 0 {
+				return t
+			}
+			k--
+		}
+	}
+	return len(g.inputs) - 1
+}
+
+// mul multiplies all rows of x, cols long, with p.
+func (g *graph) mul(dst []float32, p *product, x []float32, cols int) {
+	g.acts.Set(x, len(g.inputs), cols)
+	for _, t := range g.product(dst, p, len(g.inputs)) {
+		g.bad[t] = true
+	}
+}
+
+// product multiplies the rows that were set with p and returns those that the
+// 8-bit form cannot hold.
+func (g *graph) product(dst []float32, p *product, rows int) (bad []int) {
+	if len(p.parts) == 1 {
+		return badTokens(g.pool.MatMul(dst, p.parts[0], &g.acts))
+	}
+	at := 0
+	for _, m := range p.parts {
+		part := resize(&g.part, rows*m.Rows())
+		bad = append(bad, badTokens(g.pool.MatMul(part, m, &g.acts))...)
+		for t := range rows {
+			copy(dst[t*p.rows+at:], part[t*m.Rows():(t+1)*m.Rows()])
+		}
+		at += m.Rows()
+	}
+	return bad
+}
+
+func badTokens(err error) []int {
+	if err == nil {
+		return nil
+	}
+	return err.(*kernel.NumericError).Tokens // MatMul has no other
+}
+
+// leaf hashes hidden states.
+func (g *graph) leaf(lo, hi int) {
+	w := g.net.Width
+	for t := lo; t < hi; t++ {
+		row := g.y[t*w : (t+1)*w]
+		if !kernel.Finite(row) {
+			g.bad[t] = true
+		}
+		b := g.bits[t*w*4 : (t+1)*w*4]
+		for i, v := range row {
+			binary.LittleEndian.PutUint32(b[4*i:], math.Float32bits(v))
+		}
+		g.leaves[t] = sha256.Sum256(b)
+	}
+}

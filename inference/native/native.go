@@ -1,0 +1,340 @@
+// Package native is the engine of the exact class: it computes models of the
+// llama, qwen2 and qwen3 architectures with the arithmetic of inference/kernel, so
+// an answer has equal bits on any machine, with any number of threads, alone or in
+// company, computed in one go or continued from another host's tokens.
+//
+// One goroutine, the scheduler, computes steps. A step takes one token of every
+// answer in the making and a chunk of the prompts of newcomers (continuous
+// batching). Requests wait in a queue, first come first served, while all slots or
+// the memory for keys and values are taken.
+package native
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+	"sync"
+
+	"github.com/gonka-mesh/mesh"
+	"github.com/gonka-mesh/mesh/inference"
+	"github.com/gonka-mesh/mesh/inference/inferencepb"
+	"github.com/gonka-mesh/mesh/inference/kernel"
+	"github.com/gonka-mesh/mesh/inference/model"
+)
+
+// Config says what an engine serves and with how much of the machine.
+type Config struct {
+	File    *model.File // stays open until Close has returned; the caller closes it
+	ID      mesh.ModelID
+	Name    string // by which requests ask for it; empty: the file's
+	Threads int    // 0: one for each processor
+	Slots   int    // requests decoded at once; 0: 32
+	Context int    // tokens, prompt and output of a request; 0: the model's
+	Memory  int64  // bytes for keys and values of all requests; 0: 1 GiB
+	KV      string // how keys and values are stored, "f16" or "f32"; empty: f16
+	Chunk   int    // prompt tokens of a step; 0: as many as the machine computes in a moment
+
+	// DequantizeToF32 computes with float32 weights and activations. That is another
+	// model to the contract, and its fingerprint says so; tests compare with it.
+	DequantizeToF32 bool
+}
+
+const (
+	defaultSlots  = 32
+	defaultMemory = 1 << 30
+)
+
+// errClosed reports a request to an engine that was closed.
+var errClosed = errors.New("the engine is closed")
+
+// Engine implements inference.Engine.
+type Engine struct {
+	info      inference.ModelInfo
+	net       *network
+	pool      *kernel.Pool
+	format    kernel.Format // of keys and values
+	tokenizer *model.Tokenizer
+	template  *model.Template // nil: the file has none
+	context   int
+	slots     int
+	chunk     int
+
+	compute sync.Mutex // held during a step
+	graph   *graph     // guarded by compute
+
+	mu     sync.Mutex
+	queue  []*sequence // guarded by mu; without a store
+	active int         // guarded by mu; sequences in the batch
+	closed bool        // guarded by mu
+
+	wake chan struct{} // holds one element when the scheduler has something to look at
+	done chan struct{} // closed when the scheduler has ended
+}
+
+var _ inference.Engine = (*Engine)(nil)
+
+// Open packs the matrices of the file and starts the engine.
+func Open(cfg Config) (*Engine, error) {
+	e, err := open(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("open engine: %w", err)
+	}
+	return e, nil
+}
+
+func open(cfg Config) (*Engine, error) {
+	c := cfg.File.Config
+	switch {
+	case cfg.Threads < 0 || cfg.Slots < 0 || cfg.Context < 0 || cfg.Memory < 0 || cfg.Chunk < 0:
+		return nil, errors.New("a negative setting")
+	case cfg.Context > c.Context:
+		return nil, fmt.Errorf("context of %d tokens: the model was made for %d", cfg.Context, c.Context)
+	}
+	if cfg.Threads == 0 {
+		cfg.Threads = runtime.GOMAXPROCS(0)
+	}
+	if cfg.Name == "" {
+		cfg.Name = c.Name
+	}
+	e := &Engine{
+		slots: defaultIf(cfg.Slots, defaultSlots), chunk: cfg.Chunk,
+		wake: make(chan struct{}, 1), done: make(chan struct{}),
+	}
+	switch cfg.KV {
+	case "", "f16":
+		cfg.KV, e.format = "f16", kernel.F16
+	case "f32":
+		e.format = kernel.F32
+	default:
+		return nil, fmt.Errorf("keys and values as %.20q: want f16 or f32", cfg.KV)
+	}
+	var err error
+	if e.tokenizer, err = cfg.File.Tokenizer(); err != nil {
+		return nil, err
+	}
+	// A file without a template still answers prompts; Encode says so when asked.
+	e.template, _ = cfg.File.Template()
+	memory, err := newMemory(c, e.format, defaultIf(cfg.Memory, defaultMemory))
+	if err != nil {
+		return nil, err
+	}
+	// One request alone must fit the memory.
+	e.context = min(defaultIf(cfg.Context, c.Context), memory.limit*pagePositions)
+	if e.net, err = load(cfg.File, cfg.Threads, cfg.DequantizeToF32); err != nil {
+		return nil, err
+	}
+	e.info = inference.ModelInfo{
+		ID: cfg.ID, Name: cfg.Name, Context: e.context, Vocab: c.Vocab, Slots: e.slots, Bytes: cfg.File.Size(),
+		Fingerprint: &inferencepb.Fingerprint{
+			Engine: "native", EngineVersion: mesh.Version, Contract: kernel.Contract, Weights: e.net.formats, Kv: cfg.KV,
+		},
+	}
+	e.pool = kernel.NewPool(cfg.Threads)
+	e.graph = newGraph(e.net, e.pool)
+	go newScheduler(e, e.graph, memory).run()
+	return e, nil
+}
+
+func defaultIf[T int | int64](v, otherwise T) T {
+	if v == 0 {
+		return otherwise
+	}
+	return v
+}
+
+// Info describes the model. Context is what the memory holds, if that is less than
+// the model's.
+func (e *Engine) Info() inference.ModelInfo { return e.info }
+
+// Text returns a detokenizer for one answer.
+func (e *Engine) Text() inference.Detokenizer { return e.tokenizer.NewDetokenizer() }
+
+// Load reports how busy the engine is.
+func (e *Engine) Load() inference.Load {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return inference.Load{Active: e.active, Queued: len(e.queue)}
+}
+
+// Encode returns the prompt of a question as token ids.
+func (e *Engine) Encode(q *inferencepb.Question) ([]int32, error) {
+	switch {
+	case len(q.GetPromptTokens()) > 0:
+		ids := make([]int32, len(q.GetPromptTokens()))
+		for i, id := range q.GetPromptTokens() {
+			if uint64(id) >= uint64(e.net.Vocab) {
+				return nil, fmt.Errorf("%w: prompt token %d, the vocabulary has %d", inference.ErrInvalid, id, e.net.Vocab)
+			}
+			ids[i] = int32(id)
+		}
+		return ids, nil
+	case len(q.GetMessages()) == 0:
+		ids := e.tokenizer.Encode(q.GetPrompt())
+		if bos, ok := e.tokenizer.BOS(); ok && e.tokenizer.AddBOS() {
+			ids = append([]int32{bos}, ids...)
+		}
+		return ids, nil
+	case e.template == nil:
+		return nil, fmt.Errorf("%w: model %s has no chat template, it only continues prompts", inference.ErrInvalid, e.info.Name)
+	}
+	messages := make([]model.Message, len(q.GetMessages()))
+	for i, m := range q.GetMessages() {
+		messages[i] = model.Message{
+			Role: m.GetRole(), Content: m.GetContent(), Name: m.GetName(), ToolCalls: m.GetToolCalls(), ToolCallID: m.GetToolCallId(),
+		}
+	}
+	tools := q.GetTools()
+	if q.GetToolChoice() == `"none"` {
+		tools = ""
+	}
+	ids, err := e.template.Encode(messages, tools)
+	if errors.Is(err, model.ErrMessages) {
+		return nil, fmt.Errorf("%w: %v", inference.ErrInvalid, err)
+	}
+	return ids, err
+}
+
+// isEnd reports whether the model ends an answer with this token.
+func (e *Engine) isEnd(id int32) bool { return e.tokenizer.IsEnd(id) }
+
+// Generate decodes one choice. The token that ends an answer is emitted too, as its
+// last. Tokens are drawn with the tape key and their index in the output, so an
+// answer continued from a prefix equals the undisturbed one. A slow emit holds up
+// this answer's caller and nothing else.
+func (e *Engine) Generate(ctx context.Context, g inference.Generation, emit func(inference.Token) error) (inference.Finish, error) {
+	s, err := e.newSequence(g)
+	if err != nil {
+		return inference.Finish{}, err
+	}
+	// The prefix may be the whole answer.
+	if n := len(g.Prefix); n > 0 {
+		if reason := s.finished(e.isEnd(g.Prefix[n-1])); reason != inference.FinishOpen {
+			return inference.Finish{Reason: reason}, nil
+		}
+	}
+	if err := e.submit(s); err != nil {
+		return inference.Finish{}, err
+	}
+	defer e.leave(s)
+	var spare []inference.Token
+	for {
+		select {
+		case <-ctx.Done():
+			return inference.Finish{Reason: inference.FinishCancelled}, nil
+		case <-s.out.ready:
+		}
+		tokens, worked, reason, err := s.out.take(spare)
+		spare = tokens
+		if worked && g.Progress != nil {
+			g.Progress()
+		}
+		for _, t := range tokens {
+			if ctx.Err() != nil {
+				return inference.Finish{Reason: inference.FinishCancelled}, nil
+			}
+			if err := emit(t); err != nil {
+				return inference.Finish{Reason: inference.FinishCancelled}, err
+			}
+		}
+		if reason != inference.FinishOpen {
+			return inference.Finish{Reason: reason}, err
+		}
+	}
+}
+
+func (e *Engine) submit(s *sequence) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		return errClosed
+	}
+	e.queue = append(e.queue, s)
+	e.stir()
+	return nil
+}
+
+// leave takes a sequence out of the queue, or lets the scheduler take it out of the
+// batch before its next step.
+func (e *Engine) leave(s *sequence) {
+	s.cancelled.Store(true)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.queue = slices.DeleteFunc(e.queue, func(q *sequence) bool { return q == s })
+	e.stir()
+}
+
+func (e *Engine) stir() {
+	select {
+	case e.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Logits returns the logits after each of the tokens, computed as a prompt is, in
+// chunks that take turns with the running answers. Its keys and values do not count
+// towards the engine's memory.
+func (e *Engine) Logits(tokens []int32) ([][]float32, error) {
+	if len(tokens) > e.context {
+		return nil, &inference.TooLongError{Prompt: len(tokens), Context: e.context}
+	}
+	cache := make([]*kernel.Cache, e.net.Layers)
+	for i := range cache {
+		var err error
+		if cache[i], err = kernel.NewCache(e.format, e.net.KVHeads, e.net.HeadDim); err != nil {
+			return nil, err
+		}
+	}
+	out := make([][]float32, 0, len(tokens))
+	for len(out) < len(tokens) {
+		n := min(defaultIf(e.chunk, minChunk*4), len(tokens)-len(out))
+		part, err := e.logitsOf(cache, tokens[len(out):][:n], len(out))
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, part...)
+	}
+	return out, nil
+}
+
+func (e *Engine) logitsOf(cache []*kernel.Cache, tokens []int32, at int) ([][]float32, error) {
+	e.compute.Lock()
+	defer e.compute.Unlock()
+	e.mu.Lock()
+	closed := e.closed
+	e.mu.Unlock()
+	if closed {
+		return nil, errClosed
+	}
+	g := e.graph
+	g.inputs = g.inputs[:0]
+	for i, id := range tokens {
+		if id < 0 || int(id) >= e.net.Vocab {
+			return nil, fmt.Errorf("%w: token %d, the vocabulary has %d", inference.ErrInvalid, id, e.net.Vocab)
+		}
+		g.inputs = append(g.inputs, input{token: id, position: at + i, cache: cache, logits: true})
+	}
+	g.step()
+	out := make([][]float32, len(tokens))
+	for i := range out {
+		if g.bad[i] {
+			return nil, fmt.Errorf("position %d: %w", at+i, kernel.ErrNumeric)
+		}
+		out[i] = slices.Clone(g.logits[i*e.net.Vocab : (i+1)*e.net.Vocab])
+	}
+	return out, nil
+}
+
+// Close ends the running answers with finish reason aborted and frees the engine.
+func (e *Engine) Close() error {
+	e.mu.Lock()
+	e.closed = true
+	e.stir()
+	e.mu.Unlock()
+	<-e.done
+	e.compute.Lock()
+	defer e.compute.Unlock()
+	e.pool.Close()
+	return nil
+}

@@ -1,0 +1,329 @@
+// Package receipts keeps signed receipts on disk: those that a node's host signed
+// and those that its router was given. It is one bbolt file. Put returns when the
+// receipt is on disk; receipts that come at the same time share one commit.
+package receipts
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"go.etcd.io/bbolt"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/gonka-mesh/mesh"
+	"github.com/gonka-mesh/mesh/inference"
+	"github.com/gonka-mesh/mesh/inference/inferencepb"
+)
+
+// version is of the file's layout. A file of a newer one is refused.
+const version = 1
+
+// Config describes a store. The zero value of a field is its default.
+type Config struct {
+	Network  mesh.NetworkID
+	Path     string // of the file; its folder exists
+	MaxCount int    // receipts; the oldest go first; default 200,000
+	MaxBytes int64  // of receipts; default 128 MiB
+}
+
+// Store is an open file of receipts. Its methods are safe for concurrent use.
+type Store struct {
+	cfg   Config
+	db    *bbolt.DB
+	puts  chan put
+	stop  chan struct{} // closed by Close
+	once  sync.Once
+	ended chan struct{} // closed when the writer has ended
+}
+
+type put struct {
+	request mesh.Hash
+	receipt *inference.Receipt
+	done    chan error
+}
+
+// The buckets. A receipt's key is request, choice, first token and host, so that of
+// the many receipts of a segment one is kept; order has the keys by arrival.
+var (
+	bucketMeta     = []byte("meta")
+	bucketReceipts = []byte("receipts") // key -> order, bytes of the Signed
+	bucketOrder    = []byte("order")    // order -> arrival in Unix ms, key
+
+	metaVersion = []byte("version")
+	metaNetwork = []byte("network")
+	metaCount   = []byte("count")
+	metaBytes   = []byte("bytes")
+)
+
+const keyLen = 32 + 4 + 4 + 32
+
+// maxBatch is how many receipts share a commit.
+const maxBatch = 256
+
+var errClosed = errors.New("the store of receipts is closed")
+
+// Open opens or makes a store.
+func Open(cfg Config) (*Store, error) {
+	if cfg.MaxCount <= 0 {
+		cfg.MaxCount = 200_000
+	}
+	if cfg.MaxBytes <= 0 {
+		cfg.MaxBytes = 128 << 20
+	}
+	db, err := bbolt.Open(cfg.Path, 0o600, &bbolt.Options{Timeout: 5 * time.Second, FreelistType: bbolt.FreelistMapType})
+	if err != nil {
+		return nil, fmt.Errorf("open receipts %s: %w", cfg.Path, err)
+	}
+	s := &Store{cfg: cfg, db: db, puts: make(chan put), stop: make(chan struct{}), ended: make(chan struct{})}
+	if err := db.Update(s.prepare); err != nil {
+		db.Close()
+		return nil, fmt.Errorf("open receipts %s: %w", cfg.Path, err)
+	}
+	go s.write()
+	return s, nil
+}
+
+func (s *Store) prepare(tx *bbolt.Tx) error {
+	for _, b := range [][]byte{bucketMeta, bucketReceipts, bucketOrder} {
+		if _, err := tx.CreateBucketIfNotExists(b); err != nil {
+			return err
+		}
+	}
+	meta := tx.Bucket(bucketMeta)
+	if v := number(meta.Get(metaVersion)); v > version {
+		return fmt.Errorf("its version is %d, and this software knows up to %d", v, version)
+	}
+	if n := meta.Get(metaNetwork); n != nil && string(n) != string(s.cfg.Network) {
+		return fmt.Errorf("it belongs to network %s, not %s", n, s.cfg.Network)
+	}
+	if err := meta.Put(metaNetwork, []byte(s.cfg.Network)); err != nil {
+		return err
+	}
+	return meta.Put(metaVersion, be64(version))
+}
+
+// Close ends the store. A Put that is waiting fails.
+func (s *Store) Close() error {
+	s.once.Do(func() { close(s.stop) })
+	<-s.ended
+	return s.db.Close()
+}
+
+// Put keeps a receipt. Of two for the same segment the longer one stays, and of two
+// as long the one with a finish. A receipt that does not verify is refused.
+func (s *Store) Put(request mesh.Hash, signed *inferencepb.Signed) error {
+	receipt, err := inference.ParseReceipt(s.cfg.Network, signed)
+	if err != nil {
+		return fmt.Errorf("keep receipt: %w", err)
+	}
+	if receipt.Request != request {
+		return errors.New("keep receipt: it is of another request")
+	}
+	p := put{request, receipt, make(chan error, 1)}
+	select {
+	case s.puts <- p:
+	case <-s.ended:
+		return errClosed
+	}
+	return <-p.done
+}
+
+// write is the only writer: it commits what waits, all at once.
+func (s *Store) write() {
+	defer close(s.ended)
+	for {
+		var batch []put
+		select {
+		case p := <-s.puts:
+			batch = append(batch, p)
+		case <-s.stop:
+			return
+		}
+		for more := true; more && len(batch) < maxBatch; {
+			select {
+			case p := <-s.puts:
+				batch = append(batch, p)
+			default:
+				more = false
+			}
+		}
+		err := s.db.Update(func(tx *bbolt.Tx) error {
+			for _, p := range batch {
+				if err := s.insert(tx, p.receipt); err != nil {
+					return err
+				}
+			}
+			return s.trim(tx)
+		})
+		if err != nil {
+			err = fmt.Errorf("keep receipt: %w", err)
+		}
+		for _, p := range batch {
+			p.done <- err
+		}
+	}
+}
+
+func key(r *inference.Receipt) []byte {
+	k := slices.Clone(r.Request[:])
+	k = binary.BigEndian.AppendUint32(k, r.Pb.GetChoice())
+	k = binary.BigEndian.AppendUint32(k, r.Before.Next)
+	return append(k, r.Host[:]...)
+}
+
+func (s *Store) insert(tx *bbolt.Tx, r *inference.Receipt) error {
+	all, order, k := tx.Bucket(bucketReceipts), tx.Bucket(bucketOrder), key(r)
+	if old := all.Get(k); old != nil {
+		was, err := s.parse(old)
+		if err == nil && (was.After.Next > r.After.Next ||
+			was.After.Next == r.After.Next && (was.Finish != inference.FinishOpen || r.Finish == inference.FinishOpen)) {
+			return nil
+		}
+		if err := s.remove(tx, old[:8], k); err != nil {
+			return err
+		}
+	}
+	body, err := proto.Marshal(r.Signed)
+	if err != nil {
+		return err
+	}
+	n, err := order.NextSequence()
+	if err != nil {
+		return err
+	}
+	if err := order.Put(be64(n), append(be64(uint64(time.Now().UnixMilli())), k...)); err != nil {
+		return err
+	}
+	if err := all.Put(k, append(be64(n), body...)); err != nil {
+		return err
+	}
+	return s.count(tx, 1, len(body))
+}
+
+// remove deletes a receipt by its order and key.
+func (s *Store) remove(tx *bbolt.Tx, order, k []byte) error {
+	order = slices.Clone(order) // it may lie in a page that changes
+	size := max(0, len(tx.Bucket(bucketReceipts).Get(k))-8)
+	if err := tx.Bucket(bucketOrder).Delete(order); err != nil {
+		return err
+	}
+	if err := tx.Bucket(bucketReceipts).Delete(k); err != nil {
+		return err
+	}
+	return s.count(tx, -1, -size)
+}
+
+func (s *Store) count(tx *bbolt.Tx, receipts, size int) error {
+	meta := tx.Bucket(bucketMeta)
+	if err := meta.Put(metaCount, be64(number(meta.Get(metaCount))+uint64(receipts))); err != nil {
+		return err
+	}
+	return meta.Put(metaBytes, be64(number(meta.Get(metaBytes))+uint64(size)))
+}
+
+// trim forgets the oldest receipts that are over the limits.
+func (s *Store) trim(tx *bbolt.Tx) error {
+	meta := tx.Bucket(bucketMeta)
+	for number(meta.Get(metaCount)) > uint64(s.cfg.MaxCount) || number(meta.Get(metaBytes)) > uint64(s.cfg.MaxBytes) {
+		n, v := tx.Bucket(bucketOrder).Cursor().First()
+		if n == nil {
+			return nil
+		}
+		if len(v) != 8+keyLen {
+			return errors.New("the order of receipts is damaged")
+		}
+		if err := s.remove(tx, n, slices.Clone(v[8:])); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Store) parse(v []byte) (*inference.Receipt, error) {
+	if len(v) < 8 {
+		return nil, errors.New("a kept receipt is damaged")
+	}
+	signed := new(inferencepb.Signed)
+	if err := proto.Unmarshal(v[8:], signed); err != nil {
+		return nil, fmt.Errorf("a kept receipt is damaged: %w", err)
+	}
+	return inference.ParseReceipt(s.cfg.Network, signed)
+}
+
+// Get returns the receipts of a request in the order of choices and tokens; none is
+// no error.
+func (s *Store) Get(request mesh.Hash) ([]*inference.Receipt, error) {
+	var out []*inference.Receipt
+	err := s.db.View(func(tx *bbolt.Tx) error {
+		var err error
+		out, err = s.of(tx, request)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read receipts of %s: %w", request, err)
+	}
+	return out, nil
+}
+
+func (s *Store) of(tx *bbolt.Tx, request mesh.Hash) ([]*inference.Receipt, error) {
+	var out []*inference.Receipt
+	c := tx.Bucket(bucketReceipts).Cursor()
+	for k, v := c.Seek(request[:]); bytes.HasPrefix(k, request[:]); k, v = c.Next() {
+		r, err := s.parse(v)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, r)
+	}
+	return out, nil
+}
+
+// Entry is one request with its receipts.
+type Entry struct {
+	Request  mesh.Hash
+	Kept     time.Time // when its newest receipt came
+	Receipts []*inference.Receipt
+}
+
+// List returns up to n requests, those with the newest receipts first.
+func (s *Store) List(n int) ([]Entry, error) {
+	var out []Entry
+	err := s.db.View(func(tx *bbolt.Tx) error {
+		seen := make(map[mesh.Hash]bool)
+		c := tx.Bucket(bucketOrder).Cursor()
+		for k, v := c.Last(); k != nil && len(out) < n; k, v = c.Prev() {
+			if len(v) != 8+keyLen {
+				return errors.New("the order of receipts is damaged")
+			}
+			request := mesh.Hash(v[8:40])
+			if seen[request] {
+				continue
+			}
+			seen[request] = true
+			all, err := s.of(tx, request)
+			if err != nil {
+				return err
+			}
+			out = append(out, Entry{Request: request, Kept: time.UnixMilli(int64(number(v[:8]))), Receipts: all})
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list receipts: %w", err)
+	}
+	return out, nil
+}
+
+func be64(v uint64) []byte { return binary.BigEndian.AppendUint64(nil, v) }
+
+func number(b []byte) uint64 {
+	if len(b) != 8 {
+		return 0
+	}
+	return binary.BigEndian.Uint64(b)
+}

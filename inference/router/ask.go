@@ -1,0 +1,169 @@
+package router
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/gonka-mesh/mesh"
+	"github.com/gonka-mesh/mesh/inference"
+	"github.com/gonka-mesh/mesh/inference/inferencepb"
+)
+
+// question is an Ask that is bound to model, seed and payer.
+type question struct {
+	r       *Router
+	model   mesh.ModelID
+	req     *inference.Request
+	signed  *inferencepb.Signed
+	ask     *inferencepb.OfferAsk
+	started time.Time
+
+	emit func(inference.Event) error
+	turn chan struct{} // of one place, taken while emit runs
+
+	mu    sync.Mutex
+	extra []Candidate // found by a task; guarded by mu
+}
+
+// Ask answers a question. It calls emit with each step of each choice, never twice at
+// the same time, and returns when all choices have ended and their receipts are kept.
+// When ctx ends or emit fails, the hosts get the payer's signed Cancel.
+func (r *Router) Ask(ctx context.Context, a inference.Ask, emit func(inference.Event) error) error {
+	started := time.Now()
+	model, offers, err := r.resolve(ctx, &a)
+	if err != nil {
+		return err
+	}
+	q := &question{r: r, model: model, emit: emit, turn: make(chan struct{}, 1), started: started}
+	for _, o := range offers {
+		q.extra = append(q.extra, Candidate{Peer: o.peer, Capability: o.offer.GetCapability()})
+	}
+	if q.req, q.signed, err = r.bind(&a, model); err != nil {
+		return err
+	}
+	q.ask = &inferencepb.OfferAsk{
+		Model: model[:], PromptTokens: uint32(estimate(&a)),
+		MaxTokens: q.req.Pb.GetMaxTokens(), Choices: q.req.Pb.GetChoices(),
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	for i := range q.req.Pb.GetChoices() {
+		group.Go(func() error {
+			c := newChoice(q, i)
+			defer c.keeping.Wait()
+			err := c.run(ctx)
+			r.meter.choices.WithLabelValues(ending(err)).Inc()
+			return err
+		})
+	}
+	return group.Wait()
+}
+
+func ending(err error) string {
+	switch {
+	case err == nil:
+		return "complete"
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return "cancelled"
+	case errors.Is(err, inference.ErrInvalid):
+		return "invalid"
+	case errors.Is(err, inference.ErrNoHost):
+		return "no_host"
+	}
+	return "failed"
+}
+
+// bind makes and signs the request of an Ask.
+func (r *Router) bind(a *inference.Ask, model mesh.ModelID) (*inference.Request, *inferencepb.Signed, error) {
+	var random [24]byte
+	rand.Read(random[:])
+	question := &inferencepb.Question{
+		Model: model[:], Messages: a.Messages, Prompt: a.Prompt, PromptTokens: a.PromptTokens,
+		Tools: a.Tools, ToolChoice: a.ToolChoice, Sampling: normal(a.Sampling),
+		Seed: binary.BigEndian.Uint64(random[16:]),
+	}
+	if a.Seed != nil {
+		question.Seed = *a.Seed
+	}
+	switch {
+	case a.Choices < 0 || a.Choices > inference.MaxChoices:
+		return nil, nil, fmt.Errorf("%w: n is %d, from 1 to %d are allowed", inference.ErrInvalid, a.Choices, inference.MaxChoices)
+	case a.MaxTokens < 0 || a.MaxTokens > inference.MaxTokens:
+		return nil, nil, fmt.Errorf("%w: max tokens is %d, from 1 to %d are allowed", inference.ErrInvalid, a.MaxTokens, inference.MaxTokens)
+	case a.TopLogProbs < 0 || a.TopLogProbs > inference.MaxTopLogProbs:
+		return nil, nil, fmt.Errorf("%w: top logprobs is %d, from 0 to %d are allowed", inference.ErrInvalid, a.TopLogProbs, inference.MaxTopLogProbs)
+	}
+	maxTokens := a.MaxTokens
+	if maxTokens == 0 {
+		maxTokens = inference.MaxTokens // as many as fit
+	}
+	return inference.NewRequest(r.cfg.Network, r.cfg.Key, question, &inferencepb.Request{
+		Choices: uint32(max(1, a.Choices)), MaxTokens: uint32(maxTokens), Stop: a.Stop,
+		Logprobs: a.LogProbs, TopLogprobs: uint32(a.TopLogProbs), IgnoreEos: a.IgnoreEOS,
+		PriceCap: uint64(a.PriceCap), Epoch: uint64(r.cfg.Epoch()), Nonce: random[:16],
+	})
+}
+
+// normal gives sampling parameters of the same meaning the same bytes, so that the
+// same question has the same tape.
+func normal(s *inferencepb.Sampling) *inferencepb.Sampling {
+	if s == nil {
+		return nil
+	}
+	s = proto.Clone(s).(*inferencepb.Sampling)
+	if s.TopP == 1 {
+		s.TopP = 0
+	}
+	if s.RepetitionPenalty == 1 {
+		s.RepetitionPenalty = 0
+	}
+	inference.SortLogitBias(s.LogitBias)
+	if proto.Size(s) == 0 {
+		return nil
+	}
+	return s
+}
+
+// estimate guesses the number of prompt tokens: a token has about four bytes.
+func estimate(a *inference.Ask) int {
+	n := len(a.Prompt) + len(a.Tools)
+	for _, m := range a.Messages {
+		n += len(m.GetContent()) + len(m.GetToolCalls()) + 16
+	}
+	return len(a.PromptTokens) + (n+3)/4
+}
+
+func (q *question) extras() []Candidate {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.extra
+}
+
+// say passes an event on, one at a time.
+func (q *question) say(e inference.Event) error {
+	q.turn <- struct{}{}
+	defer func() { <-q.turn }()
+	return q.emit(e)
+}
+
+// search announces the question as a task, and reports whether hosts offered.
+func (q *question) search(ctx context.Context) (bool, error) {
+	pb := q.req.Pb
+	offers, err := q.r.announce(ctx, &inferencepb.Task{
+		Request: q.req.Hash[:], Model: q.model[:], PromptTokens: q.ask.GetPromptTokens(),
+		MaxTokens: pb.GetMaxTokens(), Choices: pb.GetChoices(), PriceCap: pb.GetPriceCap(),
+	})
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, o := range offers {
+		q.extra = append(q.extra, Candidate{Peer: o.peer, Capability: o.offer.GetCapability()})
+	}
+	return len(offers) > 0, err
+}

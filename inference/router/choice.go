@@ -1,0 +1,169 @@
+package router
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/gonka-mesh/mesh"
+	"github.com/gonka-mesh/mesh/inference"
+)
+
+// pointsLiar is the penalty of a host that signed what is not so.
+const pointsLiar = 100
+
+// choice is one answer, made by one host after the other. One goroutine owns it.
+type choice struct {
+	q     *question
+	index uint32
+
+	tokens    []int32 // verified, and passed on
+	chain     inference.Chain
+	from      *inference.Receipt // under the tokens; nil before the first
+	text      *inference.Text    // nil: text is believed
+	usage     inference.Usage
+	lastToken time.Time
+
+	tried    map[mesh.Address]bool
+	last     error         // why the last host was given up
+	hosts    int           // tried
+	invalid  error         // what a host found wrong with the request
+	invalids int           // hosts that did
+	wait     time.Duration // until the least busy host has room; 0: none was busy
+	searched bool          // a task was announced
+	again    bool          // hosts that were busy get a second chance
+	keeping  sync.WaitGroup
+}
+
+func newChoice(q *question, index uint32) *choice {
+	c := &choice{
+		q: q, index: index, tried: make(map[mesh.Address]bool),
+		chain: inference.NewChain(q.r.cfg.Network, q.req.Hash, index),
+	}
+	c.read()
+	return c
+}
+
+// lost is why a host is given up and the next one tried.
+type lost struct {
+	why     string // for metrics: connect, refused, reset, silent, late, lied, aborted
+	err     error
+	refusal *inference.Refusal // when it refused
+}
+
+func (l *lost) Error() string { return l.err.Error() }
+func (l *lost) Unwrap() error { return l.err }
+
+// run tries hosts until the answer is complete. Any error but a lost host is final.
+func (c *choice) run(ctx context.Context) error {
+	for range c.q.r.cfg.MaxHosts {
+		host, err := c.next(ctx)
+		if err != nil {
+			return err
+		}
+		err = c.call(ctx, host)
+		var l *lost
+		if !errors.As(err, &l) {
+			return err
+		}
+		c.giveUp(host.peer, l)
+		// One host may be wrong about a request; two, or all that there are, are believed.
+		if c.invalids >= 2 {
+			return c.invalid
+		}
+	}
+	return c.exhausted()
+}
+
+// next returns the host to try. When nobody known takes the question it is announced
+// as a task, once; after that, hosts that were only busy are tried again, once.
+func (c *choice) next(ctx context.Context) (ranked, error) {
+	for {
+		list, err := c.q.pick(ctx, c.tried)
+		switch {
+		case err == nil:
+			return list[0], nil
+		case !errors.Is(err, errNoOffer):
+			return ranked{}, err
+		case c.invalid != nil:
+			return ranked{}, c.invalid
+		case !c.searched:
+			c.searched = true
+			if _, err := c.q.search(ctx); err != nil {
+				return ranked{}, err
+			}
+		case !c.again && c.wait > 0:
+			c.again = true
+			clear(c.tried)
+			select {
+			case <-time.After(min(c.wait, c.q.r.cfg.TaskWait)):
+			case <-ctx.Done():
+				return ranked{}, ctx.Err()
+			}
+		default:
+			return ranked{}, c.exhausted()
+		}
+	}
+}
+
+func (c *choice) exhausted() error {
+	if c.last == nil {
+		return fmt.Errorf("%w: nobody who serves %s is reachable", inference.ErrNoHost, c.q.model.Short())
+	}
+	// Only as text: that the last host was busy does not make the whole answer busy.
+	return fmt.Errorf("%w: %d were tried; the last: %s", inference.ErrNoHost, c.hosts, c.last.Error())
+}
+
+// giveUp notes what a host did.
+func (c *choice) giveUp(peer mesh.Address, l *lost) {
+	r, k := c.q.r, hostKey{peer, c.q.model}
+	c.tried[peer] = true
+	c.hosts++
+	c.last = fmt.Errorf("%s: %w", peer.Short(), l.err)
+	r.meter.failovers.WithLabelValues(l.why).Inc()
+	r.cfg.Log.Info("a host was given up", "host", peer, "why", l.why, "error", l.err,
+		"request", c.q.req.Hash, "choice", c.index, "token", len(c.tokens))
+	switch {
+	case l.refusal == nil:
+		r.hosts.failed(k, l.why == whyLied)
+		if l.why == whyLied {
+			c.read() // it may have taken in tokens of the lie
+			r.cfg.Penalise(peer, "infer: "+l.err.Error(), pointsLiar)
+		}
+	case l.refusal.Code == inference.CodeBusy || l.refusal.Code == inference.CodeReplay:
+		wait := max(time.Duration(l.refusal.WaitMs)*time.Millisecond, 100*time.Millisecond)
+		if c.wait == 0 || wait < c.wait {
+			c.wait = wait
+		}
+		r.hosts.busy(k, wait)
+	case errors.Is(l.refusal, inference.ErrInvalid) && len(c.tokens) == 0:
+		c.invalids++
+		c.invalid = l.refusal
+	default:
+		r.hosts.failed(k, false)
+	}
+}
+
+// read starts the text anew after the tokens so far.
+func (c *choice) read() {
+	d := c.q.r.cfg.Text(c.q.model)
+	if d == nil {
+		return
+	}
+	c.text = inference.NewText(d, c.q.req.Pb.GetStop())
+	for _, t := range c.tokens {
+		c.text.Add(t)
+	}
+}
+
+// keep stores a receipt.
+func (q *question) keep(receipt *inference.Receipt) {
+	if q.r.cfg.Receipts == nil {
+		return
+	}
+	if err := q.r.cfg.Receipts.Put(q.req.Hash, receipt.Signed); err != nil {
+		q.r.cfg.Log.Error("a receipt was not kept", "request", q.req.Hash, "error", err)
+	}
+}

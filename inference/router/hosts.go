@@ -1,0 +1,194 @@
+package router
+
+import (
+	"cmp"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/gonka-mesh/mesh"
+	"github.com/gonka-mesh/mesh/inference/inferencepb"
+)
+
+const (
+	offerFresh  = time.Second      // an offer this old is as good as asked now
+	offerUsable = 10 * time.Second // one this old serves while a new one is fetched
+	maxRecords  = 4096
+	liarBackoff = 10 * time.Minute
+)
+
+// hosts is what this router measured itself about hosts, per model.
+type hosts struct {
+	mu   sync.Mutex
+	book map[hostKey]*record // guarded by mu, as are the records
+}
+
+type hostKey struct {
+	peer  mesh.Address
+	model mesh.ModelID
+}
+
+// record is one host of one model.
+type record struct {
+	offer    *inferencepb.Offer // the last one; nil: none
+	offered  time.Time          // when it came
+	asked    time.Time          // when it was last asked for
+	since    int                // calls started since the offer
+	ttft     average            // seconds to the first token of an answer, queue included
+	token    average            // seconds between tokens
+	failures int                // in a row
+	until    time.Time          // avoided until then
+	liar     bool               // it signed what is not so
+	warmed   time.Time          // when its connection last carried something
+	used     time.Time
+}
+
+// average is an exponentially weighted mean; its zero value knows nothing.
+type average struct {
+	v     float64
+	known bool
+}
+
+func (a *average) add(v float64) {
+	if !a.known {
+		a.v, a.known = v, true
+		return
+	}
+	a.v += 0.2 * (v - a.v)
+}
+
+func newHosts() *hosts { return &hosts{book: make(map[hostKey]*record)} }
+
+// at returns the record of a host; mu is held.
+func (h *hosts) at(k hostKey) *record {
+	r := h.book[k]
+	if r == nil {
+		if len(h.book) >= maxRecords {
+			h.evict()
+		}
+		r = new(record)
+		h.book[k] = r
+	}
+	r.used = time.Now()
+	return r
+}
+
+// evict forgets the half of the records that was used longest ago.
+func (h *hosts) evict() {
+	var times []time.Time
+	for _, r := range h.book {
+		times = append(times, r.used)
+	}
+	slices.SortFunc(times, time.Time.Compare)
+	limit := times[len(times)/2]
+	for k, r := range h.book {
+		if !r.used.After(limit) {
+			delete(h.book, k)
+		}
+	}
+}
+
+func (h *hosts) update(k hostKey, f func(r *record)) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	f(h.at(k))
+}
+
+// offered notes an offer.
+func (h *hosts) offered(k hostKey, o *inferencepb.Offer) {
+	h.update(k, func(r *record) {
+		r.offer, r.offered, r.since = o, time.Now(), 0
+	})
+}
+
+// failed notes that a host was late, gone or wrong, and how long to avoid it.
+func (h *hosts) failed(k hostKey, liar bool) {
+	h.update(k, func(r *record) {
+		r.failures++
+		r.offer, r.warmed = nil, time.Time{}
+		wait := time.Second << min(r.failures-1, 6)
+		if r.liar = liar; liar {
+			wait = liarBackoff
+		}
+		r.until = time.Now().Add(wait)
+	})
+}
+
+// busy notes that a host has no room now.
+func (h *hosts) busy(k hostKey, wait time.Duration) {
+	h.update(k, func(r *record) {
+		r.offer = nil
+		r.until = time.Now().Add(min(max(wait, 100*time.Millisecond), 5*time.Second))
+	})
+}
+
+// started notes that a call was sent.
+func (h *hosts) started(k hostKey) { h.update(k, func(r *record) { r.since++ }) }
+
+// spoke notes the time to the first token of a call, and that the host is well.
+func (h *hosts) spoke(k hostKey, ttft time.Duration) {
+	h.update(k, func(r *record) {
+		r.ttft.add(ttft.Seconds())
+		r.failures, r.until, r.liar, r.warmed = 0, time.Time{}, false, time.Now()
+	})
+}
+
+// paced notes the time per token of an ended call.
+func (h *hosts) paced(k hostKey, perToken time.Duration) {
+	h.update(k, func(r *record) {
+		r.token.add(perToken.Seconds())
+		r.warmed = time.Now()
+	})
+}
+
+// finish estimates the seconds until a call of that many tokens would end.
+func (r *record) finish(tokens int) float64 {
+	token := 0.05
+	if us := r.offer.GetTokenUs(); us > 0 {
+		token = float64(us) / 1e6
+	}
+	if r.token.known {
+		token = r.token.v
+	}
+	wait := float64(r.offer.GetWaitMs()) / 1e3
+	if r.ttft.known {
+		wait = max(wait, r.ttft.v)
+	}
+	answer := float64(min(tokens, 256)) * token
+	slots := max(1, int(r.offer.GetCapability().GetSlots()))
+	if over := int(r.offer.GetActive()+r.offer.GetQueued()) + r.since + 1 - slots; over > 0 {
+		wait += float64(over) / float64(slots) * answer
+	}
+	return wait + answer
+}
+
+// ranked is a host that made an acceptable offer.
+type ranked struct {
+	peer       mesh.Address
+	capability *inferencepb.Capability
+	offered    bool // its price is from an offer, not from an advert
+	cost       float64
+}
+
+// nearBest is by how much a host may cost more than the best and still be drawn.
+const nearBest = 1.5
+
+// rank orders offers by expected finish time and price. To the front it brings the
+// better of two drawn at random among the good ones (the power of two choices), so
+// that many routers with the same view do not run to one host.
+func rank(list []ranked) {
+	rand.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
+	slices.SortStableFunc(list, func(a, b ranked) int { return cmp.Compare(a.cost, b.cost) })
+	good := 0
+	for good < len(list) && list[good].cost <= nearBest*list[0].cost {
+		good++
+	}
+	if good < 3 {
+		return
+	}
+	i := min(rand.IntN(good), rand.IntN(good))
+	best := list[i]
+	copy(list[1:i+1], list[:i])
+	list[0] = best
+}

@@ -1,0 +1,253 @@
+package router
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/gonka-mesh/mesh"
+	"github.com/gonka-mesh/mesh/inference/inferencepb"
+	"github.com/gonka-mesh/mesh/p2p"
+)
+
+const (
+	maxAsked      = 5 // candidates looked at per choice
+	maxOfferBytes = 4 << 10
+	warmRunnersUp = 2
+	warmFor       = 30 * time.Second
+)
+
+var errNoOffer = errors.New("no offer")
+
+// pick returns the hosts to try, the best first. Offers in hand are used at once and
+// renewed in the background; without any, a few candidates are asked and waited for.
+func (q *question) pick(ctx context.Context, tried map[mesh.Address]bool) ([]ranked, error) {
+	r := q.r
+	list, err := r.cfg.Directory.Hosts(ctx, q.model)
+	if err != nil {
+		return nil, fmt.Errorf("look for hosts: %w", err)
+	}
+	list = r.eligible(q.model, append(slices.Clone(list), q.extras()...), tried)
+	if len(list) == 0 {
+		return nil, errNoOffer
+	}
+	out := q.acceptable(list, true)
+	if len(out) > 0 {
+		if stale := r.stale(q.model, list); len(stale) > 0 {
+			r.background(func() { r.askOffers(r.ctx, q, stale) })
+		}
+	} else {
+		r.askOffers(ctx, q, r.stale(q.model, list))
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		if out = q.acceptable(list, true); len(out) == 0 {
+			// Nobody answered in time: adverts and history have to do.
+			out = q.acceptable(list, false)
+		}
+	}
+	if len(out) == 0 {
+		return nil, errNoOffer
+	}
+	rank(out)
+	for _, runner := range out[1:min(len(out), 1+warmRunnersUp)] {
+		r.warm(hostKey{runner.peer, q.model})
+	}
+	return out, nil
+}
+
+// eligible drops candidates that were tried and, where others are left, those that
+// failed lately. It returns a handful: hosts with an offer in hand first, and at
+// least one drawn from the rest.
+func (r *Router) eligible(model mesh.ModelID, list []Candidate, tried map[mesh.Address]bool) []Candidate {
+	now := time.Now()
+	r.hosts.mu.Lock()
+	defer r.hosts.mu.Unlock()
+	var good, rest, avoided []Candidate
+	seen := make(map[mesh.Address]bool)
+	rand.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
+	for _, c := range list {
+		if seen[c.Peer] || tried[c.Peer] {
+			continue
+		}
+		seen[c.Peer] = true
+		rec := r.hosts.at(hostKey{c.Peer, model})
+		switch {
+		case now.Before(rec.until) && rec.liar:
+		case now.Before(rec.until):
+			avoided = append(avoided, c)
+		case rec.usable(now):
+			good = append(good, c)
+		default:
+			rest = append(rest, c)
+		}
+	}
+	if len(rest) > 0 && len(good) >= maxAsked {
+		good = good[:maxAsked-1]
+	}
+	out := append(good, rest...)
+	if len(out) == 0 {
+		out = avoided
+	}
+	return out[:min(len(out), maxAsked)]
+}
+
+func (r *record) usable(now time.Time) bool {
+	return r.offer != nil && now.Sub(r.offered) < offerUsable
+}
+
+// stale returns the candidates whose offer is not fresh and not being asked for.
+func (r *Router) stale(model mesh.ModelID, list []Candidate) []Candidate {
+	now := time.Now()
+	r.hosts.mu.Lock()
+	defer r.hosts.mu.Unlock()
+	var out []Candidate
+	for _, c := range list {
+		rec := r.hosts.at(hostKey{c.Peer, model})
+		if now.Sub(rec.asked) < offerFresh || rec.offer != nil && now.Sub(rec.offered) < offerFresh {
+			continue
+		}
+		rec.asked = now
+		out = append(out, c)
+	}
+	return out
+}
+
+// acceptable rates the candidates that would take the question within its price cap.
+// With offers set, only those that made a usable offer.
+func (q *question) acceptable(list []Candidate, offers bool) []ranked {
+	now := time.Now()
+	hosts := q.r.hosts
+	hosts.mu.Lock()
+	defer hosts.mu.Unlock()
+	var out []ranked
+	cheapest := uint64(0)
+	for _, c := range list {
+		rec := hosts.at(hostKey{c.Peer, q.model})
+		has := rec.usable(now)
+		if has && !rec.offer.GetAccept() || offers && !has {
+			continue
+		}
+		k := ranked{peer: c.Peer, capability: c.Capability, cost: rec.finish(int(q.ask.GetMaxTokens()))}
+		if has {
+			k.capability, k.offered = rec.offer.GetCapability(), true
+		}
+		if k.price() > 0 && (cheapest == 0 || k.price() < cheapest) {
+			cheapest = k.price()
+		}
+		out = append(out, k)
+	}
+	for i := range out {
+		if cheapest > 0 {
+			out[i].cost *= 0.8 + 0.2*min(float64(out[i].price())/float64(cheapest), 20)
+		}
+	}
+	return out
+}
+
+// price is what an output token and a prompt token cost together.
+func (k *ranked) price() uint64 {
+	p, o := k.capability.GetPricePrompt(), k.capability.GetPriceOutput()
+	if p > 1<<62 || o > 1<<62 {
+		return 1 << 63
+	}
+	return p + o
+}
+
+// askOffers asks candidates at once and returns when all answered, when the time is
+// over, or, once one has accepted, a little later than that took.
+func (r *Router) askOffers(ctx context.Context, q *question, list []Candidate) {
+	ctx, cancel := context.WithTimeout(ctx, r.cfg.OfferWait)
+	defer cancel()
+	start := time.Now()
+	answers := make(chan bool, len(list))
+	for _, c := range list {
+		r.background(func() {
+			answers <- r.askOffer(hostKey{c.Peer, q.model}, q.ask)
+		})
+	}
+	var grace <-chan time.Time
+	for range list {
+		select {
+		case accepted := <-answers:
+			if accepted && grace == nil {
+				grace = time.After(5*time.Millisecond + 3*time.Since(start))
+			}
+		case <-grace:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// askOffer asks one host for an offer, notes it, and reports whether it accepts.
+func (r *Router) askOffer(k hostKey, ask *inferencepb.OfferAsk) bool {
+	ctx, cancel := context.WithTimeout(r.ctx, r.cfg.OfferWait+r.cfg.Connect)
+	defer cancel()
+	o, err := r.exchange(ctx, k.peer, ask)
+	if err == nil {
+		err = checkOffer(o, k.model)
+	}
+	if err != nil {
+		if r.ctx.Err() == nil {
+			r.hosts.failed(k, false)
+			r.cfg.Log.Debug("no offer", "host", k.peer, "error", err)
+		}
+		return false
+	}
+	r.hosts.offered(k, o)
+	return o.GetAccept()
+}
+
+func (r *Router) exchange(ctx context.Context, peer mesh.Address, ask *inferencepb.OfferAsk) (*inferencepb.Offer, error) {
+	c, err := r.dial(ctx, peer, "offer")
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	if at, ok := ctx.Deadline(); ok {
+		c.SetDeadline(at)
+	}
+	if err := p2p.WriteMessage(c, &inferencepb.OfferCall{Ask: ask}); err != nil {
+		return nil, fmt.Errorf("ask for an offer: %w", err)
+	}
+	o := new(inferencepb.Offer)
+	if err := p2p.ReadMessage(c, maxOfferBytes, o); err != nil {
+		return nil, fmt.Errorf("read the offer: %w", err)
+	}
+	return o, nil
+}
+
+// checkOffer checks an offer of a peer; one that does not accept says nothing more.
+func checkOffer(o *inferencepb.Offer, model mesh.ModelID) error {
+	if !o.GetAccept() {
+		return nil
+	}
+	got, err := mesh.HashFromBytes(o.GetCapability().GetModel())
+	if err != nil || got != model {
+		return errors.New("the offer is of another model")
+	}
+	return nil
+}
+
+// warm opens a pooled stream to a host that was not in use lately.
+func (r *Router) warm(k hostKey) {
+	now, cold := time.Now(), false
+	r.hosts.update(k, func(rec *record) {
+		if cold = now.Sub(rec.warmed) > warmFor; cold {
+			rec.warmed = now
+		}
+	})
+	if !cold {
+		return
+	}
+	r.background(func() {
+		if err := r.ping(k.peer); err != nil {
+			r.cfg.Log.Debug("a host in reserve does not answer", "host", k.peer, "error", err)
+		}
+	})
+}

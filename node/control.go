@@ -1,0 +1,240 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/gonka-mesh/mesh"
+	"github.com/gonka-mesh/mesh/inference/host"
+	"github.com/gonka-mesh/mesh/inference/model/builtin"
+	"github.com/gonka-mesh/mesh/node/api"
+	"github.com/gonka-mesh/mesh/p2p/blob"
+)
+
+var _ api.Control = (*Node)(nil)
+
+// Connect dials a multiaddress.
+func (n *Node) Connect(ctx context.Context, multiaddr string) (api.Peer, error) {
+	address, err := n.core.Net.Connect(ctx, multiaddr)
+	if err != nil {
+		return api.Peer{}, err
+	}
+	for _, p := range n.core.Net.Peers() {
+		if p.Address == address {
+			return n.peerOf(p), nil
+		}
+	}
+	return api.Peer{}, fmt.Errorf("connect %s: it hung up", multiaddr)
+}
+
+// loadModels serves what the configuration names, else the built-in model and
+// those that were added before.
+func (n *Node) loadModels(ctx context.Context) error {
+	quiet := func(api.Progress) {}
+	if len(n.cfg.Models) > 0 {
+		for _, ref := range n.cfg.Models {
+			// What has to be fetched needs the network, which is not up yet.
+			if err := n.serveRef(ctx, ref, quiet); err != nil {
+				return fmt.Errorf("--model %s: %w", ref, err)
+			}
+		}
+		return nil
+	}
+	if err := n.serveBuiltin(ctx); err != nil {
+		return err
+	}
+	entries, _ := n.models.list()
+	for _, e := range entries {
+		if !e.Serve {
+			continue
+		}
+		// A model that has gone is no reason to stay away.
+		if err := n.serve(e); err != nil {
+			n.log.Error("an added model cannot be served", "model", e.Name, "err", err)
+		}
+	}
+	return nil
+}
+
+// serveRef serves a model that is here: built in, added before, or a file.
+func (n *Node) serveRef(ctx context.Context, ref string, progress func(api.Progress)) error {
+	if ref == builtin.Name || ref == n.core.dir.fallback.String() {
+		return n.serveBuiltin(ctx)
+	}
+	e, ok := n.models.find(ref)
+	if !ok {
+		if _, err := os.Stat(ref); err != nil {
+			return fmt.Errorf("neither a file nor a model that this node has; with the node up, `mesh model add %s` looks in the mesh", ref)
+		}
+		var err error
+		if e, err = n.models.describe(ctx, ref, progress); err != nil {
+			return err
+		}
+	}
+	return n.serve(e)
+}
+
+func (n *Node) serveBuiltin(ctx context.Context) error {
+	l, err := n.models.loadBuiltin(ctx, n.cfg)
+	if err != nil {
+		return err
+	}
+	return n.core.Serve(l.engine, n.prices(), l.Root)
+}
+
+func (n *Node) serve(e entry) error {
+	if n.models.served(e.Model.String()) != nil {
+		return nil
+	}
+	l, err := n.models.load(e, n.cfg)
+	if err != nil {
+		return err
+	}
+	if err := n.core.Serve(l.engine, n.prices(), l.Root); err != nil {
+		return errors.Join(err, n.models.stop(l))
+	}
+	return nil
+}
+
+func (n *Node) prices() host.Prices {
+	return host.Prices{Prompt: mesh.Amount(n.cfg.PricePrompt), Output: mesh.Amount(n.cfg.PriceOutput)}
+}
+
+// AddModel serves a file, or a model that the mesh has, now and after a restart.
+func (n *Node) AddModel(ctx context.Context, ref string, progress func(api.Progress)) (api.Model, error) {
+	if n.cfg.Light {
+		return api.Model{}, errors.New("a light node serves nothing; start it without --light, or use `mesh model pull`")
+	}
+	if l := n.models.served(ref); l != nil {
+		return n.modelNow(ctx, l.Model)
+	}
+	if ref == builtin.Name {
+		if err := n.serveBuiltin(ctx); err != nil {
+			return api.Model{}, err
+		}
+		return n.modelNow(ctx, n.core.dir.fallback)
+	}
+	e, err := n.fetch(ctx, ref, progress)
+	if err != nil {
+		return api.Model{}, err
+	}
+	progress(api.Progress{Stage: "load", Bytes: 0, Total: e.Bytes})
+	if err := n.serve(e); err != nil {
+		return api.Model{}, err
+	}
+	e.Serve = true
+	if err := n.models.put(e); err != nil {
+		return api.Model{}, err
+	}
+	return n.modelNow(ctx, e.Model)
+}
+
+// PullModel fetches a model's file without serving it.
+func (n *Node) PullModel(ctx context.Context, ref string, progress func(api.Progress)) (api.Model, error) {
+	e, err := n.fetch(ctx, ref, progress)
+	if err != nil {
+		return api.Model{}, err
+	}
+	n.core.Net.Provide(e.Root)
+	return n.modelNow(ctx, e.Model)
+}
+
+// fetch returns the entry of a model: of a file here, or pulled from peers.
+func (n *Node) fetch(ctx context.Context, ref string, progress func(api.Progress)) (entry, error) {
+	if e, ok := n.models.find(ref); ok {
+		return e, nil
+	}
+	if _, err := os.Stat(ref); err == nil && strings.ContainsAny(ref, "/.") {
+		e, err := n.models.describe(ctx, ref, progress)
+		if err != nil {
+			return entry{}, err
+		}
+		return e, n.models.put(e)
+	}
+	root, name, ok := n.core.dir.rootOf(ref)
+	if !ok {
+		look, cancel := context.WithTimeout(ctx, lookTime)
+		key, _ := mesh.ParseHash(ref) // zero asks for everything
+		n.core.Net.Find(look, key)
+		cancel()
+		root, name, ok = n.core.dir.rootOf(ref)
+	}
+	if !ok {
+		var err error
+		if root, err = mesh.ParseHash(ref); err != nil {
+			return entry{}, fmt.Errorf("no file %s, and no host that is known offers a model of this name; give its hash, or see `mesh model ls`", ref)
+		}
+	}
+	path, err := n.pull(ctx, root, progress)
+	if err != nil {
+		return entry{}, err
+	}
+	e, err := n.models.describe(ctx, path, func(api.Progress) {})
+	if err != nil {
+		return entry{}, fmt.Errorf("file %s is no model that this mesh can read: %w", root.Short(), err)
+	}
+	if e.Pulled = true; name != "" {
+		e.Name = name
+	}
+	return e, n.models.put(e)
+}
+
+func (n *Node) modelNow(ctx context.Context, id mesh.ModelID) (api.Model, error) {
+	all, err := n.Models(ctx)
+	if err != nil {
+		return api.Model{}, err
+	}
+	for _, m := range all {
+		if m.Model == id {
+			return m, nil
+		}
+	}
+	return api.Model{}, fmt.Errorf("model %s: %w", id, api.ErrNotFound)
+}
+
+// RemoveModel stops serving a model and forgets it; a pulled file is deleted.
+func (n *Node) RemoveModel(ctx context.Context, ref string) (api.Model, error) {
+	l := n.models.served(ref)
+	e, known := n.models.find(ref)
+	var out api.Model
+	switch {
+	case l != nil:
+		out = modelOf(l.entry)
+	case known:
+		out = modelOf(e)
+	default:
+		return api.Model{}, fmt.Errorf("this node has no model %s: %w", ref, api.ErrNotFound)
+	}
+	if l != nil {
+		if err := n.core.Remove(l.Model); err != nil {
+			return api.Model{}, err
+		}
+		if err := n.models.stop(l); err != nil {
+			return api.Model{}, err
+		}
+	}
+	if known {
+		n.core.Net.Unprovide(e.Root)
+		if err := n.models.forget(e); err != nil {
+			return api.Model{}, err
+		}
+		if !e.Pulled {
+			out.Path = ""
+		}
+	}
+	return out, nil
+}
+
+// pull fetches a file by its root.
+func (n *Node) pull(ctx context.Context, root mesh.Hash, progress func(api.Progress)) (string, error) {
+	path, err := n.fetcher.Fetch(ctx, root, blob.Options{Progress: func(done, total uint64, sources int) {
+		progress(api.Progress{Stage: "fetch", Bytes: int64(done), Total: int64(total), Sources: sources})
+	}})
+	if err != nil {
+		return "", fmt.Errorf("fetch %s: %w", root.Short(), err)
+	}
+	return path, nil
+}

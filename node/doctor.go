@@ -1,0 +1,200 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gonka-mesh/mesh/inference/kernel"
+	"github.com/gonka-mesh/mesh/inference/model/builtin"
+	"github.com/gonka-mesh/mesh/node/api"
+)
+
+// Doctor looks at this machine, and at the node that runs on it if there is one.
+func Doctor(ctx context.Context, home string, c *api.Client) []api.Check {
+	status, err := c.Status(ctx)
+	running := err == nil
+	checks := []api.Check{checkKernel(), checkModel(), checkHome(home), checkDisk(home), checkMemory(), checkFiles(), checkUDPBuffers(), checkMulticast()}
+	if !running {
+		checks = append(checks, checkPort(":"+defaultPort), checkAPIPort(c.Base), api.Check{Name: "node", State: "warn",
+			Detail: err.Error(), Remedy: "start one to have its peers and reachability checked as well"})
+		return checks
+	}
+	return append(checks, checkNode(status)...)
+}
+
+func checkKernel() api.Check {
+	c := api.Check{Name: "arithmetic", State: "ok",
+		Detail: fmt.Sprintf("%s kernels give the bits of contract %s (%s, %d processors)", kernel.Backend(), kernel.Contract, runtime.GOARCH, runtime.NumCPU())}
+	if err := kernel.SelfTest(); err != nil {
+		c.State, c.Detail = "fail", err.Error()
+		c.Remedy = "this machine cannot serve the exact class; please report its processor with this line"
+	}
+	return c
+}
+
+func checkModel() api.Check {
+	f, err := builtin.Open()
+	if err != nil {
+		return api.Check{Name: "model", State: "fail", Detail: err.Error(), Remedy: "the binary is damaged; build or download it again"}
+	}
+	return api.Check{Name: "model", State: "ok", Detail: fmt.Sprintf("%s is built in, %d MiB", builtin.Name, f.Size()>>20)}
+}
+
+func checkHome(home string) api.Check {
+	c := api.Check{Name: "home", State: "ok", Detail: home}
+	info, err := os.Stat(home)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		c.Detail = home + " will be made by mesh up"
+	case err != nil:
+		c.State, c.Detail, c.Remedy = "fail", err.Error(), "choose another folder with --home"
+	case !info.IsDir():
+		c.State, c.Detail, c.Remedy = "fail", home+" is not a folder", "choose another one with --home"
+	case info.Mode().Perm()&0o077 != 0:
+		c.State, c.Detail, c.Remedy = "warn", home+" can be read by others", "chmod 700 "+home
+	case unix.Access(home, unix.W_OK) != nil:
+		c.State, c.Detail, c.Remedy = "fail", home+" cannot be written", "give your user the folder, or choose another with --home"
+	}
+	return c
+}
+
+// existing returns the deepest folder of a path that is there.
+func existing(path string) string {
+	for {
+		if _, err := os.Stat(path); err == nil || path == filepath.Dir(path) {
+			return path
+		}
+		path = filepath.Dir(path)
+	}
+}
+
+func checkDisk(home string) api.Check {
+	var st unix.Statfs_t
+	if err := unix.Statfs(existing(home), &st); err != nil {
+		return api.Check{Name: "disk", State: "warn", Detail: "free space unknown: " + err.Error()}
+	}
+	free := int64(st.Bavail) * int64(st.Bsize)
+	c := api.Check{Name: "disk", State: "ok", Detail: fmt.Sprintf("%.1f GiB free", float64(free)/(1<<30))}
+	switch {
+	case free < 100<<20:
+		c.State, c.Remedy = "fail", "free at least 1 GiB, or move the home folder with --home"
+	case free < 1<<30:
+		c.State, c.Remedy = "warn", "models need room: free some, or move the home folder with --home"
+	}
+	return c
+}
+
+func checkMemory() api.Check {
+	total := totalMemory()
+	if total == 0 {
+		return api.Check{Name: "memory", State: "ok", Detail: "size unknown on this system"}
+	}
+	c := api.Check{Name: "memory", State: "ok", Detail: fmt.Sprintf("%.1f GiB", float64(total)/(1<<30))}
+	if total < 1<<30 {
+		c.State, c.Remedy = "warn", "a host wants 1 GiB and its models; mesh up --light runs with less"
+	}
+	return c
+}
+
+func checkFiles() api.Check {
+	var lim unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err != nil {
+		return api.Check{Name: "open files", State: "warn", Detail: "limit unknown: " + err.Error()}
+	}
+	c := api.Check{Name: "open files", State: "ok", Detail: fmt.Sprintf("limit %d", lim.Cur)}
+	if lim.Cur < 1024 {
+		c.State, c.Remedy = "warn", "raise it: ulimit -n 8192"
+	}
+	return c
+}
+
+// checkUDPBuffers compares the limit of the kernel with what QUIC asks for.
+// Source of the figure: quic-go's documentation of UDP buffer sizes.
+func checkUDPBuffers() api.Check {
+	const want = 7_500_000
+	b, err := os.ReadFile("/proc/sys/net/core/rmem_max")
+	if err != nil {
+		return api.Check{Name: "udp buffers", State: "ok", Detail: "managed by this system"}
+	}
+	n, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
+	if err != nil {
+		return api.Check{Name: "udp buffers", State: "warn", Detail: "limit unknown: " + err.Error()}
+	}
+	c := api.Check{Name: "udp buffers", State: "ok", Detail: fmt.Sprintf("up to %d bytes", n)}
+	if n < want {
+		c.State = "warn"
+		c.Detail += ", QUIC likes 7500000; TCP is used first and is not affected"
+		c.Remedy = "sudo sysctl -w net.core.rmem_max=7500000 net.core.wmem_max=7500000"
+	}
+	return c
+}
+
+func checkMulticast() api.Check {
+	ifaces, err := net.Interfaces()
+	if err != nil {
+		return api.Check{Name: "lan", State: "warn", Detail: "interfaces unknown: " + err.Error()}
+	}
+	var names []string
+	for _, i := range ifaces {
+		if i.Flags&net.FlagUp != 0 && i.Flags&net.FlagMulticast != 0 {
+			names = append(names, i.Name)
+		}
+	}
+	if len(names) == 0 {
+		return api.Check{Name: "lan", State: "warn", Detail: "no interface has multicast, so mDNS finds nobody",
+			Remedy: "join through an address: mesh up --bootstrap /ip4/ADDR/tcp/PORT/p2p/PEER"}
+	}
+	return api.Check{Name: "lan", State: "ok", Detail: "mDNS on " + strings.Join(names, ", ")}
+}
+
+// checkPort tries the port of the mesh with both of its transports.
+func checkPort(addr string) api.Check {
+	c := api.Check{Name: "port", State: "ok", Detail: "TCP and UDP " + defaultPort + " are free"}
+	tcp, err := net.Listen("tcp", addr)
+	if err == nil {
+		tcp.Close()
+		var udp net.PacketConn
+		if udp, err = net.ListenPacket("udp", addr); err == nil {
+			udp.Close()
+		}
+	}
+	if err != nil {
+		c.State, c.Detail, c.Remedy = "warn", err.Error(), "mesh up takes a free port instead; name one with --listen to keep it the same"
+	}
+	return c
+}
+
+func checkAPIPort(base string) api.Check {
+	addr := strings.TrimPrefix(base, "http://")
+	c := api.Check{Name: "api port", State: "ok", Detail: addr + " is free"}
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		c.State, c.Detail, c.Remedy = "fail", "another program has "+addr, "choose another address: mesh up --api 127.0.0.1:PORT"
+		return c
+	}
+	l.Close()
+	return c
+}
+
+func checkNode(s api.Status) []api.Check {
+	node := api.Check{Name: "node", State: "ok", Detail: fmt.Sprintf("%s %s on %s runs at %s", s.Role, s.Peer, s.Network, s.API)}
+	peers := api.Check{Name: "peers", State: "ok", Detail: fmt.Sprintf("%d connected", s.Peers)}
+	if s.Peers == 0 {
+		peers.State = "warn"
+		peers.Remedy = "give the address of any node: mesh peer connect MULTIADDR, or mesh up --bootstrap MULTIADDR"
+	}
+	reach := api.Check{Name: "reachable", State: "ok", Detail: s.Reachability.State + ": " + s.Reachability.Reason, Remedy: s.Reachability.Remedy}
+	if s.Reachability.State == "private" || s.Reachability.State == "unknown" {
+		reach.State = "warn"
+	}
+	return []api.Check{node, peers, reach}
+}

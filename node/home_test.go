@@ -1,0 +1,171 @@
+package node
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestHomeIsLocked(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "home")
+	h, err := OpenHome(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := OpenHome(dir); err == nil || !strings.Contains(err.Error(), "in use") {
+		t.Fatalf("opened twice: %v", err)
+	}
+	token, err := h.Token()
+	if err != nil || len(token) < 32 {
+		t.Fatalf("token %q: %v", token, err)
+	}
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+	again, err := OpenHome(dir)
+	if err != nil {
+		t.Fatalf("not given back: %v", err)
+	}
+	defer again.Close()
+	if same, err := again.Token(); err != nil || same != token {
+		t.Fatalf("the token changed from %q to %q: %v", token, same, err)
+	}
+	for _, name := range []string{"api.token", "lock", "version"} {
+		info, err := os.Stat(filepath.Join(dir, name))
+		if err != nil || info.Mode().Perm()&0o077 != 0 {
+			t.Errorf("%s: mode %v, %v; others must not read it", name, info.Mode(), err)
+		}
+	}
+}
+
+func TestNewerHomeIsRefused(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "version"), []byte("2\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := OpenHome(dir); err == nil || !strings.Contains(err.Error(), "version") {
+		t.Fatalf("a newer home opens: %v", err)
+	}
+}
+
+func TestGenesis(t *testing.T) {
+	for _, name := range []string{"main", "dev"} {
+		g, err := LoadGenesis(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.HasPrefix(string(g.Network()), name) {
+			t.Errorf("network of %s is %s", name, g.Network())
+		}
+		if e := g.Epoch(g.Created.Add(time.Duration(g.EpochSeconds)*time.Second*3 + time.Second)); e != 3 {
+			t.Errorf("%s: epoch %d, want 3", name, e)
+		}
+		if e := g.Epoch(g.Created.Add(-time.Hour)); e != 0 {
+			t.Errorf("%s: epoch %d before the beginning", name, e)
+		}
+	}
+	a, err := NewDevGenesis(time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := NewDevGenesis(time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ga, err := ParseGenesis(a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	gb, err := ParseGenesis(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ga.Network() == gb.Network() {
+		t.Error("two networks of mesh dev have one ID and would merge")
+	}
+	for name, doc := range map[string]string{
+		"nothing": "", "no epoch": `{"name":"x","created":"2026-01-01T00:00:00Z"}`, "no time": `{"name":"x","epoch_seconds":60}`,
+		"bad name": `{"name":"../x","created":"2026-01-01T00:00:00Z","epoch_seconds":60}`, "unknown field": `{"name":"x","created":"2026-01-01T00:00:00Z","epoch_seconds":60,"supply":1}`,
+	} {
+		if _, err := ParseGenesis([]byte(doc)); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+	if _, err := LoadGenesis("../etc"); err == nil {
+		t.Error("a network that is no file is accepted")
+	}
+}
+
+func TestConfigFile(t *testing.T) {
+	dir := t.TempDir()
+	path := ConfigPath(dir)
+	var c Config
+	if err := ReadConfig(path, &c); err != nil {
+		t.Fatalf("no file: %v", err)
+	}
+	if err := os.WriteFile(path, []byte("network: dev\nmodel: [a.gguf, b.gguf]\nprice-output: 7\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := ReadConfig(path, &c); err != nil || c.Network != "dev" || len(c.Models) != 2 || c.PriceOutput != 7 {
+		t.Fatalf("%+v, %v", c, err)
+	}
+	if err := os.WriteFile(path, []byte("netwrok: dev\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := ReadConfig(path, &c); err == nil || !strings.Contains(err.Error(), "netwrok") {
+		t.Fatalf("an unknown key passes: %v", err)
+	}
+}
+
+func TestConfigIsChecked(t *testing.T) {
+	for name, c := range map[string]Config{
+		"open API without key": {Home: "h", API: "0.0.0.0:9797"},
+		"API is no address":    {Home: "h", API: "9797"},
+		"listen is no address": {Home: "h", Listen: "localhost"},
+		"owner":                {Home: "h", Owner: "me"},
+		"light with model":     {Home: "h", Light: true, Models: []string{"x"}},
+		"kv":                   {Home: "h", KV: "f8"},
+		"negative":             {Home: "h", Threads: -1},
+		"no home":              {},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if err := c.complete(); err == nil {
+				t.Fatal("accepted")
+			}
+		})
+	}
+	good := Config{Home: "h", API: "0.0.0.0:9797", APIKey: "k"}
+	if err := good.complete(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func FuzzGenesis(f *testing.F) {
+	for _, name := range []string{"main", "dev"} {
+		b, err := presets.ReadFile("genesis/" + name + ".json")
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if g, err := ParseGenesis(b); err == nil {
+			if err := g.Network().Validate(); err != nil {
+				t.Errorf("accepted, but its network ID is bad: %v", err)
+			}
+		}
+	})
+}
+
+func FuzzCapability(f *testing.F) {
+	f.Add([]byte{0x0a, 0x20}, make([]byte, 32))
+	f.Fuzz(func(t *testing.T, payload, key []byte) {
+		var id [32]byte
+		copy(id[:], key)
+		if c, ok := decodeCapability(payload, id); ok && (c.GetName() == "" || c.GetContext() == 0) {
+			t.Errorf("accepted %v", c)
+		}
+	})
+}

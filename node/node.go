@@ -1,0 +1,258 @@
+// Package node assembles the parts into a running node, in plain code: it is the
+// only package that knows them all. New builds in the order of dependence and
+// touches no network; Run starts, waits, and stops in reverse.
+package node
+
+import (
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/gonka-mesh/mesh"
+	"github.com/gonka-mesh/mesh/inference/model/builtin"
+	"github.com/gonka-mesh/mesh/inference/openai"
+	"github.com/gonka-mesh/mesh/inference/receipts"
+	"github.com/gonka-mesh/mesh/inference/router"
+	"github.com/gonka-mesh/mesh/node/api"
+	"github.com/gonka-mesh/mesh/p2p"
+	"github.com/gonka-mesh/mesh/p2p/blob"
+)
+
+// Node is one participant of a network.
+type Node struct {
+	cfg      Config
+	log      *slog.Logger
+	home     *Home
+	genesis  *Genesis
+	key      ed25519.PrivateKey
+	token    string
+	metrics  *prometheus.Registry
+	models   *catalogue
+	receipts *receipts.Store
+	tally    *tally
+	core     *Core
+	blobs    *blob.Server
+	fetcher  *blob.Fetcher
+	started  time.Time // set by Run
+	closing  sync.Once
+	apiURL   string // set by Run
+}
+
+// ConfigPath returns where a home folder keeps its configuration.
+func ConfigPath(home string) string { return filepath.Join(home, "config.yaml") }
+
+// New opens the home folder and builds the node. Run, or Close, has to follow.
+func New(cfg Config, log *slog.Logger) (*Node, error) {
+	if err := cfg.complete(); err != nil {
+		return nil, err
+	}
+	n := &Node{cfg: cfg, log: log}
+	if err := n.build(); err != nil {
+		n.Close()
+		return nil, err
+	}
+	return n, nil
+}
+
+func (n *Node) build() (err error) {
+	if n.genesis, err = LoadGenesis(n.cfg.Network); err != nil {
+		return err
+	}
+	if n.home, err = OpenHome(n.cfg.Home); err != nil {
+		return err
+	}
+	if n.key, err = p2p.LoadOrCreateKey(n.home.Path("node.key")); err != nil {
+		return err
+	}
+	if n.token, err = n.home.Token(); err != nil {
+		return err
+	}
+	if n.models, err = openCatalogue(n.home, n.log); err != nil {
+		return err
+	}
+	network := n.genesis.Network()
+	if n.receipts, err = receipts.Open(receipts.Config{Network: network, Path: n.home.Path("receipts.db"), MaxBytes: n.cfg.ReceiptsMB << 20}); err != nil {
+		return err
+	}
+	n.metrics = prometheus.NewRegistry()
+	n.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	n.tally = &tally{store: n.receipts, self: mesh.AddressOf(n.key.Public().(ed25519.PublicKey))}
+	fallback, err := builtinID()
+	if err != nil {
+		return err
+	}
+	n.core, err = NewCore(CoreConfig{
+		P2P: n.p2pConfig(), Receipts: n.tally, Fallback: fallback, Name: builtin.Name, Queue: n.cfg.Queue,
+		Router: router.Config{InterToken: time.Duration(n.cfg.InterTokenMS) * time.Millisecond},
+	})
+	if err != nil {
+		return err
+	}
+	n.blobs = blob.NewServer(blob.ServerConfig{Store: n.models.blobs})
+	n.fetcher = blob.NewFetcher(blob.Config{
+		Store: n.models.blobs, Dialer: n.core.Net, Sources: n.core.dir.sources, Penalise: n.core.Net.Penalise, Log: n.log,
+	})
+	return nil
+}
+
+func (n *Node) p2pConfig() p2p.Config {
+	role := p2p.RoleHost
+	if n.cfg.Light {
+		role = p2p.RoleLight
+	}
+	return p2p.Config{
+		Network: n.genesis.Network(), Genesis: n.genesis.Hash(), Key: n.key, Role: role,
+		Home: n.home.Dir, Listen: n.listenAddrs(), Bootstrap: n.cfg.Bootstrap,
+		MDNS: !n.cfg.NoMDNS, PortMap: !n.cfg.NoPortMap,
+		Epoch: func() mesh.Epoch { return n.genesis.Epoch(time.Now()) },
+		Log:   n.log, Metrics: n.metrics,
+	}
+}
+
+// listenAddrs returns what was asked for, or the usual port where it is free.
+func (n *Node) listenAddrs() []string {
+	if n.cfg.Listen != "" {
+		return []string{n.cfg.Listen}
+	}
+	port := defaultPort
+	if checkPort(":"+defaultPort).State != "ok" {
+		n.log.Warn("the usual port is taken, a free one is used", "port", defaultPort)
+		port = "0"
+	}
+	return []string{"0.0.0.0:" + port}
+}
+
+func builtinID() (mesh.ModelID, error) {
+	f, err := builtin.Open()
+	if err != nil {
+		return mesh.ModelID{}, fmt.Errorf("built-in model: %w", err)
+	}
+	m, err := f.Manifest(context.Background(), "")
+	if err != nil {
+		return mesh.ModelID{}, fmt.Errorf("built-in model: %w", err)
+	}
+	return m.ID(), nil
+}
+
+// Run starts the node and blocks until ctx is done; then it stops in order. ready
+// is called once the API answers and the network is being joined.
+func (n *Node) Run(ctx context.Context, ready func(api.Ready)) error {
+	defer n.Close()
+	n.started = time.Now()
+	listener, err := net.Listen("tcp", n.cfg.API)
+	if err != nil {
+		return fmt.Errorf("open the API: %w; another node may run here: see `mesh status`, or choose another --api", err)
+	}
+	n.apiURL = "http://" + listener.Addr().String()
+	server := &http.Server{Handler: n.handler(), ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(n.log.Handler(), slog.LevelDebug)}
+	if err := n.start(ctx); err != nil {
+		listener.Close()
+		return err
+	}
+	failed := make(chan error, 1)
+	go func() { failed <- server.Serve(listener) }()
+	n.log.Info("ready", "peer", n.core.Net.Address().String(), "network", string(n.genesis.Network()), "api", n.apiURL)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		ready(api.Ready{Event: "ready", Peer: n.core.Net.Address(), API: n.apiURL, Addrs: n.core.Net.Addrs(), Home: n.home.Dir})
+	}()
+	select {
+	case <-ctx.Done():
+		err = nil
+	case err = <-failed:
+		err = fmt.Errorf("serve the API: %w", err)
+	}
+	n.stop(server)
+	<-done
+	return err
+}
+
+// start loads models and joins the network.
+func (n *Node) start(ctx context.Context) error {
+	if !n.cfg.Light {
+		if err := n.loadModels(ctx); err != nil {
+			return err
+		}
+	}
+	n.core.Net.Handle("manifest", manifestLimits, n.blobs.ServeManifest)
+	n.core.Net.Handle("blob", blobLimits, n.blobs.ServeRange)
+	if err := n.core.Start(ctx); err != nil {
+		return err
+	}
+	for _, b := range n.models.blobs.List() {
+		n.core.Net.Provide(b.Root)
+	}
+	return nil
+}
+
+// Bounds of the streams that carry files.
+var (
+	manifestLimits = p2p.Limits{PerPeer: 4, Total: 128, MaxMessage: 64 << 10, Rate: 5, Burst: 20}
+	blobLimits     = p2p.Limits{PerPeer: 8, Total: 128, MaxMessage: 64 << 10, Rate: 20, Burst: 40}
+)
+
+// handler is everything that the API answers.
+func (n *Node) handler() http.Handler {
+	guard := api.Guard{Key: n.cfg.APIKey, Token: n.token, Loopback: loopbackAddr(n.cfg.API)}
+	mux := http.NewServeMux()
+	mux.Handle("/v1/", openai.New(openai.Config{Backend: n.core.Router, Identity: n.identity, Log: n.log}))
+	mux.Handle("/mesh/v1/", api.Handler(n, n, guard))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(n.metrics, promhttp.HandlerOpts{}))
+	return guard.Wrap(mux)
+}
+
+func (n *Node) identity() openai.Identity {
+	return openai.Identity{Peer: n.core.Net.Address(), Network: n.genesis.Network(), Version: mesh.Version}
+}
+
+func loopbackAddr(addr string) bool {
+	h, _, err := net.SplitHostPort(addr)
+	return err == nil && loopback(h)
+}
+
+// stop ends serving: no new work, time for running answers, then goodbye.
+func (n *Node) stop(server *http.Server) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Duration(n.cfg.DrainSeconds)*time.Second)
+	defer cancel()
+	if err := n.core.Stop(ctx); err != nil {
+		n.log.Warn("say goodbye", "err", err)
+	}
+	if err := server.Shutdown(ctx); err != nil {
+		server.Close()
+	}
+}
+
+// Close releases everything that New opened. It may be called again.
+func (n *Node) Close() (err error) {
+	n.closing.Do(func() { err = n.close() })
+	return err
+}
+
+func (n *Node) close() error {
+	var errs []error
+	if n.core != nil {
+		errs = append(errs, n.core.Close())
+	}
+	if n.models != nil {
+		n.models.close()
+	}
+	if n.receipts != nil {
+		errs = append(errs, n.receipts.Close())
+	}
+	if n.home != nil {
+		errs = append(errs, n.home.Close())
+	}
+	return errors.Join(errs...)
+}

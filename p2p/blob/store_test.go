@@ -1,0 +1,262 @@
+package blob
+
+import (
+	"bytes"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/gonka-mesh/mesh"
+	"github.com/gonka-mesh/mesh/internal/merkle"
+)
+
+func TestStoreAdd(t *testing.T) {
+	for _, size := range []int{1, testChunk - 1, testChunk, testChunk + 1, 5*testChunk + 7} {
+		s, root, data := testBlob(t, size, testChunk)
+		var digests []mesh.Hash
+		for rest := data; len(rest) > 0; {
+			n := min(len(rest), testChunk)
+			digests = append(digests, mesh.HashOf(rest[:n]))
+			rest = rest[n:]
+		}
+		if want := merkle.ChunkRoot(uint64(size), testChunk, digests); root != want {
+			t.Errorf("%d bytes: root %s, want %s", size, root, want)
+		}
+		if err := s.Verify(t.Context(), root, nil); err != nil {
+			t.Errorf("%d bytes: %v", size, err)
+		}
+		reopened, err := Open(s.dir, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		list := reopened.List()
+		if len(list) != 1 || list[0] != s.List()[0] || list[0].Name != "model.gguf" || list[0].Owned || list[0].Withdrawn != nil {
+			t.Errorf("%d bytes: list %+v", size, list)
+		}
+	}
+}
+
+func TestStoreAddRefuses(t *testing.T) {
+	s := testStore(t, testChunk)
+	empty := filepath.Join(t.TempDir(), "empty")
+	if err := os.WriteFile(empty, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]string{empty: "no bytes", t.TempDir(): "regular", filepath.Join(s.dir, "none"): "no such file"} {
+		if _, err := s.Add(t.Context(), path, nil); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("add %s: %v, want %q", path, err, want)
+		}
+	}
+}
+
+// A referenced file that changed in any way is not served, and is again after it
+// was added anew.
+func TestStoreWithdraws(t *testing.T) {
+	tests := []struct {
+		name   string
+		change func(path string) error
+	}{
+		{"deleted", os.Remove},
+		{"truncated", func(p string) error { return os.Truncate(p, 100) }},
+		{"touched", func(p string) error { return os.Chtimes(p, time.Time{}, time.Now().Add(time.Hour)) }},
+		{"replaced by one of the same size and time", func(p string) error {
+			info, err := os.Stat(p)
+			if err != nil {
+				return err
+			}
+			other := p + ".new"
+			if err := os.WriteFile(other, make([]byte, info.Size()), 0o644); err != nil {
+				return err
+			}
+			return errors.Join(os.Chtimes(other, time.Time{}, info.ModTime()), os.Rename(other, p))
+		}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			s, root, data := testBlob(t, 3*testChunk, testChunk)
+			path, err := s.Path(root)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := tt.change(path); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := s.Path(root); err == nil {
+				t.Error("it still has a path")
+			}
+			if f, _, err := s.open(root); err == nil {
+				f.Close()
+				t.Error("it can still be opened")
+			}
+			if s.List()[0].Withdrawn == nil {
+				t.Error("it is not listed as withdrawn")
+			}
+			if err := os.WriteFile(path, data, 0o644); err != nil {
+				t.Fatal(err)
+			}
+			if again, err := s.Add(t.Context(), path, nil); err != nil || again != root {
+				t.Fatalf("add again: %s, %v", again, err)
+			}
+			if _, err := s.Path(root); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func TestStoreVerifyFindsDamage(t *testing.T) {
+	s, root, data := testBlob(t, 4*testChunk, testChunk)
+	path, _ := s.Path(root)
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data[2*testChunk] ^= 1
+	if err := errors.Join(os.WriteFile(path, data, 0o644), os.Chtimes(path, time.Time{}, info.ModTime())); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Verify(t.Context(), root, nil); err == nil || !strings.Contains(err.Error(), "chunk 2") {
+		t.Errorf("verify: %v", err)
+	}
+}
+
+func TestStoreRemove(t *testing.T) {
+	s, root, _ := testBlob(t, testChunk, testChunk)
+	path, _ := s.Path(root)
+	if err := s.Remove(root); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(path); err != nil {
+		t.Errorf("the referenced file went with the blob: %v", err)
+	}
+	if err := s.Remove(root); !errors.Is(err, ErrNotFound) {
+		t.Errorf("second remove: %v", err)
+	}
+	if _, err := os.Stat(s.path(root, "")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("its folder is still there: %v", err)
+	}
+}
+
+// Every state that a killed process can leave behind is opened, and a fetch then
+// ends with the right bytes.
+func TestStoreAfterCrash(t *testing.T) {
+	const size = 8 * testChunk
+	origin, root, data := testBlob(t, size, testChunk)
+	m, err := origin.Manifest(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	manifest, err := proto.Marshal(m.message())
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := bytes.Repeat([]byte{1}, 8)
+	tests := []struct {
+		name  string
+		files map[string][]byte // in the folder of the blob
+		asked int               // chunks fetched
+	}{
+		{"empty folder", nil, 8},
+		{"manifest being written", map[string][]byte{manifestFile + ".tmp": manifest[:10]}, 8},
+		{"damaged manifest", map[string][]byte{manifestFile: manifest[:40]}, 8},
+		{"manifest only", map[string][]byte{manifestFile: manifest}, 8},
+		{"part without a journal", map[string][]byte{manifestFile: manifest, partFile: data}, 8},
+		{"chunk written, journal not", map[string][]byte{manifestFile: manifest, partFile: data, journalFile: {1, 1, 1}}, 5},
+		{"journal on disk, data lost", map[string][]byte{manifestFile: manifest, partFile: data[:size/2], journalFile: all}, 4},
+		{"journal of nonsense", map[string][]byte{manifestFile: manifest, partFile: data, journalFile: bytes.Repeat([]byte{7, 0xff}, 100)}, 8},
+		{"complete part", map[string][]byte{manifestFile: manifest, partFile: data, journalFile: all}, 0},
+		{"renamed, no entry", map[string][]byte{manifestFile: manifest, dataFile: data, journalFile: all}, 0},
+		{"renamed, entry being written", map[string][]byte{manifestFile: manifest, dataFile: data, journalFile: all, entryFile + ".tmp": {'{'}}, 0},
+		{"damaged entry", map[string][]byte{manifestFile: manifest, dataFile: data, journalFile: all, entryFile: {'{'}}, 0},
+		{"entry of another file", map[string][]byte{manifestFile: manifest, dataFile: data,
+			entryFile: []byte(`{"size":524288,"chunk_size":65536,"mtime_ns":1,"inode":1,"added":"2026-01-01T00:00:00Z"}`)}, 8},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			dir := t.TempDir()
+			folder := filepath.Join(dir, root.String())
+			if err := errors.Join(os.Mkdir(folder, 0o755), os.Mkdir(filepath.Join(dir, gonePrefix+"x"), 0o755)); err != nil {
+				t.Fatal(err)
+			}
+			for name, content := range tt.files {
+				if err := os.WriteFile(filepath.Join(folder, name), content, 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			s, err := Open(dir, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := s.Path(root); err == nil {
+				t.Fatal("the store has the blob already")
+			}
+			n := newNet(t, false)
+			p := n.add(t, origin, nil)
+			path, err := n.fetcher(s, p).Fetch(t.Context(), root, Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			wantFile(t, path, data)
+			if got := len(p.asked()); got != tt.asked {
+				t.Errorf("asked for %d chunks, want %d", got, tt.asked)
+			}
+			if reopened, err := Open(dir, nil); err != nil || len(reopened.List()) != 1 || reopened.List()[0].Withdrawn != nil {
+				t.Errorf("after the next start: %v", err)
+			}
+			if _, err := os.Stat(filepath.Join(dir, gonePrefix+"x")); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("a removed blob is still there: %v", err)
+			}
+		})
+	}
+}
+
+// What is complete on disk needs no peer at all.
+func TestFinishWithoutSource(t *testing.T) {
+	origin, root, data := testBlob(t, 4*testChunk, testChunk)
+	s := testStore(t, testChunk)
+	m, err := origin.Manifest(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.putManifest(root, m); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.WriteFile(s.path(root, partFile), data, 0o644),
+		os.WriteFile(s.path(root, journalFile), []byte{1, 1, 1, 1}, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	path, err := newNet(t, false).fetcher(s).Fetch(t.Context(), root, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantFile(t, path, data)
+}
+
+func TestStoreVersion(t *testing.T) {
+	s := testStore(t, testChunk)
+	for _, version := range []string{"2\n", "", "x", "0"} {
+		if err := os.WriteFile(filepath.Join(s.dir, versionFile), []byte(version), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Open(s.dir, nil); err == nil {
+			t.Errorf("version %q was opened", version)
+		}
+	}
+}
+
+func TestCleanName(t *testing.T) {
+	for name, want := range map[string]string{
+		"model.gguf": "model.gguf", "../../etc/passwd": ".._.._etc_passwd", "..": "", "": "", "a\x00b\u202egp": "a_b_gp",
+		`c:\x`: "c__x", "\xff": "", strings.Repeat("a", 256): "", "Modèle 1": "Modèle 1",
+	} {
+		if got := cleanName(name); got != want {
+			t.Errorf("cleanName(%q) = %q, want %q", name, got, want)
+		}
+	}
+}

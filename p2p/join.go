@@ -1,0 +1,180 @@
+package p2p
+
+import (
+	"context"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
+)
+
+const (
+	joinParallel = 8 // dials at a time
+	joinTimeout  = 8 * time.Second
+	joinEvery    = time.Second // while too few peers are connected
+	firstBackoff = 2 * time.Second
+	lastBackoff  = 5 * time.Minute
+)
+
+// backoff is how long a peer is left alone after failed dials.
+type backoff struct {
+	next  time.Time
+	delay time.Duration
+}
+
+// join keeps the node connected to MinPeers peers, until Close. Bootstrap peers
+// and the best of the address book are dialled in parallel; each that fails
+// waits twice as long for its next turn, with jitter.
+func (h *Host) join() {
+	var (
+		waits  = make(map[peer.ID]*backoff)
+		ends   = make(chan peer.ID, joinParallel) // dials that worked, "" for those that did not
+		flying int
+	)
+	for {
+		short := h.hellos.count() < h.cfg.MinPeers
+		if short {
+			for _, info := range h.candidates(waits, joinParallel-flying) {
+				flying++
+				h.tasks.Go(func() { ends <- h.tryPeer(info) })
+			}
+		}
+		wait := time.Minute
+		if short {
+			wait = joinEvery + rand.N(joinEvery/2)
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-h.ctx.Done():
+			timer.Stop()
+			return
+		case id := <-ends:
+			flying--
+			delete(waits, id)
+		case <-h.wake:
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+}
+
+// candidates returns up to n peers whose turn it is to be dialled.
+func (h *Host) candidates(waits map[peer.ID]*backoff, n int) []peer.AddrInfo {
+	now := time.Now()
+	var out []peer.AddrInfo
+	for _, info := range append(slices.Clone(h.seeds), h.book.best(64)...) {
+		if len(out) == n {
+			break
+		}
+		if w := waits[info.ID]; w != nil && now.Before(w.next) {
+			continue
+		}
+		if info.ID == h.host.ID() || h.hellos.passed(info.ID) || h.gate.refused(info.ID) != nil {
+			continue
+		}
+		waits[info.ID] = waits[info.ID].later(now) // also keeps it from coming twice
+		out = append(out, info)
+	}
+	return out
+}
+
+// tryPeer dials a peer and returns its ID if that worked.
+func (h *Host) tryPeer(info peer.AddrInfo) peer.ID {
+	ctx, cancel := context.WithTimeout(h.ctx, joinTimeout)
+	defer cancel()
+	err := h.connect(ctx, info)
+	if err == nil {
+		return info.ID
+	}
+	if h.ctx.Err() == nil {
+		h.book.fail(info.ID)
+		h.log.Debug("dial failed", "peer", info.ID.String(), "err", err)
+	}
+	return ""
+}
+
+// later returns the backoff after one more attempt.
+func (b *backoff) later(now time.Time) *backoff {
+	if b == nil {
+		b = &backoff{delay: firstBackoff / 2}
+	}
+	b.delay = min(2*b.delay, lastBackoff)
+	b.next = now.Add(b.delay/2 + rand.N(b.delay))
+	return b
+}
+
+// poke tells the joining loop to look again.
+func (h *Host) poke() {
+	select {
+	case h.wake <- struct{}{}:
+	default:
+	}
+}
+
+// knownAddrs returns the addresses of a peer that need no question to others.
+func (h *Host) knownAddrs(id peer.ID) []ma.Multiaddr {
+	addrs := append(h.host.Peerstore().Addrs(id), h.book.addrs(id)...)
+	for _, s := range h.seeds {
+		if s.ID == id {
+			addrs = append(addrs, s.Addrs...)
+		}
+	}
+	return ma.Unique(addrs)
+}
+
+// noteGood puts a peer into the address book with the addresses at which it can
+// be dialled: the one that this node dialled, and those that it says it has.
+func (h *Host) noteGood(c network.Conn) {
+	id := c.RemotePeer()
+	said, ok := h.hellos.get(id)
+	if !ok {
+		return
+	}
+	var addrs []ma.Multiaddr
+	if c.Stat().Direction == network.DirOutbound && !isRelayed(c.RemoteMultiaddr()) {
+		addrs = append(addrs, c.RemoteMultiaddr())
+	}
+	h.book.good(id, said.role, h.bookable(append(addrs, h.host.Peerstore().Addrs(id)...)))
+}
+
+// bookable orders addresses for the book: without loopback addresses, unless the
+// peer has no others.
+func (h *Host) bookable(addrs []ma.Multiaddr) []ma.Multiaddr {
+	addrs = widestFirst(ma.Unique(addrs))
+	wide := ma.FilterAddrs(addrs, func(a ma.Multiaddr) bool { return !manet.IsIPLoopback(a) })
+	if len(wide) > 0 {
+		return wide
+	}
+	return addrs
+}
+
+// noteConnected writes all connected peers into the address book.
+func (h *Host) noteConnected() {
+	for _, c := range h.host.Network().Conns() {
+		h.noteGood(c)
+	}
+}
+
+// keepBook refreshes and saves the address book, until Close.
+func (h *Host) keepBook() {
+	first := time.NewTimer(3 * time.Second) // a node that dies young still knows whom it met
+	defer first.Stop()
+	tick := time.NewTicker(bookEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-h.ctx.Done():
+			return
+		case <-first.C:
+		case <-tick.C:
+		}
+		h.noteConnected()
+		if err := h.book.save(); err != nil {
+			h.log.Warn("address book not saved", "err", err)
+		}
+	}
+}

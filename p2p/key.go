@@ -1,0 +1,121 @@
+package p2p
+
+import (
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+)
+
+const pemType = "PRIVATE KEY"
+
+// LoadOrCreateKey reads the node key at path, PEM with PKCS #8 inside, or makes
+// one. A key that others may read, or that does not parse, is an error and is
+// never replaced: it is the node's identity and account.
+func LoadOrCreateKey(path string) (ed25519.PrivateKey, error) {
+	key, err := loadKey(path)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return key, err
+	}
+	_, key, err = ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("make node key: %w", err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, fmt.Errorf("encode node key: %w", err)
+	}
+	if err := writeNew(path, pem.EncodeToMemory(&pem.Block{Type: pemType, Bytes: der})); err != nil {
+		if errors.Is(err, fs.ErrExist) { // another process was faster
+			return loadKey(path)
+		}
+		return nil, fmt.Errorf("write node key %s: %w", path, err)
+	}
+	return key, nil
+}
+
+func loadKey(path string) (ed25519.PrivateKey, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, fmt.Errorf("read node key: %w", err)
+	}
+	if perm := info.Mode().Perm(); runtime.GOOS != "windows" && perm&0o077 != 0 {
+		return nil, fmt.Errorf("node key %s has mode %04o, others may read it: run chmod 600 %s", path, perm, path)
+	}
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read node key: %w", err)
+	}
+	block, rest := pem.Decode(raw)
+	if block == nil || block.Type != pemType || len(rest) != 0 {
+		return nil, fmt.Errorf("node key %s is damaged: want one PEM block %q; restore it from a backup, or move it away to start with a new identity", path, pemType)
+	}
+	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("node key %s is damaged: %w", path, err)
+	}
+	key, ok := parsed.(ed25519.PrivateKey)
+	if !ok {
+		return nil, fmt.Errorf("node key %s: want an ed25519 key, got %T", path, parsed)
+	}
+	return key, nil
+}
+
+// writeNew writes a file that must not exist yet, complete or not at all, mode 0600.
+func writeNew(path string, data []byte) error {
+	temp, err := writeTemp(path, data)
+	if err != nil {
+		return err
+	}
+	defer os.Remove(temp)
+	if err := os.Link(temp, path); err != nil { // unlike Rename, Link never replaces
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+// replaceFile writes a file, complete or not at all, mode 0600.
+func replaceFile(path string, data []byte) error {
+	temp, err := writeTemp(path, data)
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(temp, path); err != nil {
+		os.Remove(temp)
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+// writeTemp writes data, synced, into a new file beside path and returns its name.
+func writeTemp(path string, data []byte) (string, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return "", err
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
+	if err != nil {
+		return "", err
+	}
+	_, err = f.Write(data)
+	err = errors.Join(err, f.Sync(), f.Close())
+	if err != nil {
+		os.Remove(f.Name())
+		return "", err
+	}
+	return f.Name(), nil
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
