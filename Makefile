@@ -40,7 +40,7 @@ e2e: build          ## the official OpenAI SDKs (Go, Node) and killed hosts, aga
 	MESH_BIN=$(CURDIR)/bin/mesh sh e2e/run.sh
 
 generate:           ## protobuf code (needs protoc 3.21 or later) and assembly
-	cd tools && $(GO) build -o ../bin/protoc-gen-go google.golang.org/protobuf/cmd/protoc-gen-go
+	$(GO) build -o bin/protoc-gen-go google.golang.org/protobuf/cmd/protoc-gen-go
 	protoc --plugin=bin/protoc-gen-go --go_out=. --go_opt=paths=source_relative inference/inferencepb/inference.proto p2p/p2ppb/p2p.proto
 	$(GO) generate ./...
 

@@ -42,7 +42,7 @@ func TestErrors(t *testing.T) {
 		{"too long", func(p *openai.ChatCompletionNewParams) {
 			p.Messages[0] = openai.UserMessage(strings.Repeat("What is Mesh? ", 5000))
 		}, nil, 400, "context_length_exceeded", "messages"},
-		{"too many tokens asked for", func(p *openai.ChatCompletionNewParams) { p.MaxCompletionTokens = openai.Int(1 << 20) }, nil, 400, "context_length_exceeded", "messages"},
+		{"too many tokens asked for", func(p *openai.ChatCompletionNewParams) { p.MaxCompletionTokens = openai.Int(100_000) }, nil, 400, "context_length_exceeded", "messages"},
 		{"image", func(p *openai.ChatCompletionNewParams) {
 			p.Messages[0] = openai.UserMessage([]openai.ChatCompletionContentPartUnionParam{
 				openai.ImageContentPart(openai.ChatCompletionContentPartImageImageURLParam{URL: "data:image/png;base64,AA=="})})

@@ -50,7 +50,7 @@ func (d *discovery) newDHT() (*dht.IpfsDHT, error) {
 	options := []dht.Option{
 		dht.ProtocolPrefix(protocol.ID("/" + string(d.cfg.Network))),
 		dht.Mode(mode),
-		dht.DisableValues(),
+		dht.DisableValues(), dht.Concurrency(4),
 		// Refreshing every bucket connects a small network completely; walk does less.
 		dht.DisableAutoRefresh(),
 		dht.ProviderDatastore(newRecordStore()),

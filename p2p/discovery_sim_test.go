@@ -70,11 +70,7 @@ func TestCrowd(t *testing.T) {
 			topics = append(topics, topic)
 			time.Sleep(100 * time.Millisecond)
 		}
-		t.Log("joined", cpu())
 		time.Sleep(5 * time.Second)
-		t.Log("settled", cpu())
-		time.Sleep(5 * time.Second)
-		t.Log("5 s more", cpu())
 		conns := 0
 		for _, h := range hosts {
 			conns += len(h.host.Network().Peers())
@@ -87,9 +83,7 @@ func TestCrowd(t *testing.T) {
 		if found > 2*time.Second {
 			t.Errorf("newcomer needed %v, want 2 s", found)
 		}
-		t.Log("found", cpu())
 		measureGossip(t, topics, seed)
-		t.Log("gossip", cpu())
 	})
 }
 

@@ -8,6 +8,7 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/p2p/net/swarm"
 	ma "github.com/multiformats/go-multiaddr"
 	manet "github.com/multiformats/go-multiaddr/net"
 )
@@ -18,6 +19,7 @@ const (
 	joinEvery    = time.Second // while too few peers are connected
 	firstBackoff = 2 * time.Second
 	lastBackoff  = 5 * time.Minute
+	lonelyWait   = 15 * time.Second // longest backoff of a node without any peer
 )
 
 // backoff is how long a peer is left alone after failed dials.
@@ -65,18 +67,22 @@ func (h *Host) join() {
 // candidates returns up to n peers whose turn it is to be dialled.
 func (h *Host) candidates(waits map[peer.ID]*backoff, n int) []peer.AddrInfo {
 	now := time.Now()
+	longest := lastBackoff
+	if h.hellos.count() == 0 {
+		longest = lonelyWait
+	}
 	var out []peer.AddrInfo
 	for _, info := range append(slices.Clone(h.seeds), h.book.best(64)...) {
 		if len(out) == n {
 			break
 		}
-		if w := waits[info.ID]; w != nil && now.Before(w.next) {
+		if w := waits[info.ID]; w != nil && now.Before(w.next) && w.next.Sub(now) <= longest {
 			continue
 		}
 		if info.ID == h.host.ID() || h.hellos.passed(info.ID) || h.gate.refused(info.ID) != nil {
 			continue
 		}
-		waits[info.ID] = waits[info.ID].later(now) // also keeps it from coming twice
+		waits[info.ID] = waits[info.ID].later(now, longest) // also keeps it from coming twice
 		out = append(out, info)
 	}
 	return out
@@ -86,6 +92,10 @@ func (h *Host) candidates(waits map[peer.ID]*backoff, n int) []peer.AddrInfo {
 func (h *Host) tryPeer(info peer.AddrInfo) peer.ID {
 	ctx, cancel := context.WithTimeout(h.ctx, joinTimeout)
 	defer cancel()
+	// The swarm keeps a backoff of its own per address, which would count twice.
+	if s, ok := h.host.Network().(interface{ Backoff() *swarm.DialBackoff }); ok {
+		s.Backoff().Clear(info.ID)
+	}
 	err := h.connect(ctx, info)
 	if err == nil {
 		return info.ID
@@ -97,12 +107,13 @@ func (h *Host) tryPeer(info peer.AddrInfo) peer.ID {
 	return ""
 }
 
-// later returns the backoff after one more attempt.
-func (b *backoff) later(now time.Time) *backoff {
+// later returns the backoff after one more attempt: twice the last, within the
+// longest, give or take half.
+func (b *backoff) later(now time.Time, longest time.Duration) *backoff {
 	if b == nil {
 		b = &backoff{delay: firstBackoff / 2}
 	}
-	b.delay = min(2*b.delay, lastBackoff)
+	b.delay = min(2*b.delay, longest*2/3)
 	b.next = now.Add(b.delay/2 + rand.N(b.delay))
 	return b
 }

@@ -25,7 +25,7 @@ func (h *Host) resources() (network.ResourceManager, error) {
 			Streams: 1024, StreamsInbound: 512, StreamsOutbound: 512, Memory: 128 << 20,
 		},
 		PeerDefault: rcmgr.ResourceLimits{
-			Conns: 8, ConnsInbound: 4, ConnsOutbound: 4, FD: 8,
+			Conns: 16, ConnsInbound: 8, ConnsOutbound: 8, FD: 16,
 			Streams: 1536, StreamsInbound: 512, StreamsOutbound: 1024, Memory: 192 << 20,
 		},
 		ProtocolDefault: rcmgr.ResourceLimits{

@@ -178,12 +178,12 @@ func TestLateBootstrap(t *testing.T) {
 		sim := p2psim.New(p2psim.Config{})
 		key := mesh.AddressOf(testKey(1).Public().(ed25519.PublicKey))
 		a := simHost(t, sim, 2, func(c *Config) { c.Bootstrap = []string{p2psim.Multiaddr(1, key)} })
-		time.Sleep(20 * time.Second)
+		time.Sleep(10 * time.Minute)
 		boot := simHost(t, sim, 1, nil)
 		defer settle(sim, a, boot)
-		time.Sleep(40 * time.Second)
+		time.Sleep(20 * time.Second)
 		if !a.Connected(boot.Address()) {
-			t.Error("not joined 40 s after the bootstrap node came up")
+			t.Error("not joined 20 s after the bootstrap node came up")
 		}
 	})
 }

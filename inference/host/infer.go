@@ -55,9 +55,6 @@ func (h *Host) Serve(ln net.Listener) error {
 	return nil
 }
 
-// ServeHTTP answers one request of an infer stream.
-func (h *Host) ServeHTTP(w http.ResponseWriter, r *http.Request) { h.server.Handler.ServeHTTP(w, r) }
-
 // guard sets the deadlines of a request: a connection is pooled, so those of the one
 // before still stand.
 func (h *Host) guard(next http.Handler) http.Handler {

@@ -61,6 +61,9 @@ func avx2Fold(o, c *float32, n int, a, b *float32)
 func avx2Rotate(x0, x1, cos, sin *float32, n int)
 
 //go:noescape
+func avx2RotateInterleaved(x, cos, sin *float32, n int)
+
+//go:noescape
 func avx2MaxFinite(x *float32, n int, out *[16]float32)
 
 //go:noescape
@@ -196,6 +199,14 @@ var avx2 = &backend{
 			avx2Rotate(&x0[0], &x1[0], &cos[0], &sin[0], n)
 		}
 		rotatePortable(x0[8*n:], x1[8*n:], cos[8*n:], sin[8*n:])
+	},
+	rotateInterleaved: func(x, cos, sin []float32) {
+		x, sin = x[:2*len(cos)], sin[:len(cos)]
+		n := len(cos) / 8
+		if n > 0 {
+			avx2RotateInterleaved(&x[0], &cos[0], &sin[0], n)
+		}
+		rotateInterleavedPortable(x[16*n:], cos[8*n:], sin[8*n:])
 	},
 	philox: func(dst []uint32, key [2]uint32, counter [4]uint32) {
 		var keys [20]uint32

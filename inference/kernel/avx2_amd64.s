@@ -1058,6 +1058,36 @@ loop:
 	VZEROUPPER
 	RET
 
+// func avx2RotateInterleaved(...), see avx2_amd64.go
+TEXT ·avx2RotateInterleaved(SB), NOSPLIT, $0-32
+	MOVQ x+0(FP), DI
+	MOVQ cos+8(FP), AX
+	MOVQ sin+16(FP), BX
+	MOVQ n+24(FP), CX
+loop:
+	VMOVUPS (DI), Y6
+	VMOVUPS 32(DI), Y7
+	VSHUFPS $0x88, Y7, Y6, Y0
+	VSHUFPS $0xdd, Y7, Y6, Y1
+	VPERMQ $0xd8, (AX), Y2
+	VPERMQ $0xd8, (BX), Y3
+	VMULPS Y1, Y3, Y4
+	VMULPS Y0, Y3, Y5
+	VFMSUB231PS Y0, Y2, Y4
+	VFMADD231PS Y1, Y2, Y5
+	VUNPCKLPS Y5, Y4, Y0
+	VUNPCKHPS Y5, Y4, Y1
+	VMOVUPS Y0, (DI)
+	VMOVUPS Y1, 32(DI)
+	ADDQ $32, DI
+	ADDQ $32, DI
+	ADDQ $32, AX
+	ADDQ $32, BX
+	DECQ CX
+	JNE loop
+	VZEROUPPER
+	RET
+
 // func avx2MaxFinite(...), see avx2_amd64.go
 TEXT ·avx2MaxFinite(SB), NOSPLIT, $0-24
 	MOVQ x+0(FP), SI

@@ -24,6 +24,9 @@ type backend struct {
 	add        func(dst, x []float32)                           // dst += x
 	fold       func(o, c []float32, a, b float32)               // o = fma(b, c, a*o)
 	rotate     func(x0, x1, cos, sin []float32)                 // the rotation of RoPE, pair i = x0[i], x1[i]
+	// rotateInterleaved is rotate for pairs x[2i], x[2i+1].
+	rotateInterleaved func(x, cos, sin []float32)
+
 	// philox writes the words of len(dst)/4 counters, the first word of the counter rising by one; len(dst)%32 is 0.
 	philox func(dst []uint32, key [2]uint32, counter [4]uint32)
 	// screen sets bit i of mask if x[i] plus the Gumbel value of r[i] may reach best; len(x)%8 is 0.
@@ -33,22 +36,23 @@ type backend struct {
 }
 
 var portable = &backend{
-	name:       "portable",
-	q8:         q8Portable,
-	panel:      panelPortable,
-	quantise:   quantisePortable,
-	sum:        sumPortable,
-	sumSquares: sumSquaresPortable,
-	expSub:     expSubPortable,
-	scale:      scalePortable,
-	mulMax:     mulMaxPortable,
-	maxFinite:  maxFinitePortable,
-	divide:     dividePortable,
-	siluMul:    siluMulPortable,
-	add:        addPortable,
-	fold:       foldPortable,
-	rotate:     rotatePortable,
-	philox:     philoxPortable,
-	screen:     screenPortable,
-	narrow:     narrowPortable,
+	name:              "portable",
+	q8:                q8Portable,
+	panel:             panelPortable,
+	quantise:          quantisePortable,
+	sum:               sumPortable,
+	sumSquares:        sumSquaresPortable,
+	expSub:            expSubPortable,
+	scale:             scalePortable,
+	mulMax:            mulMaxPortable,
+	maxFinite:         maxFinitePortable,
+	divide:            dividePortable,
+	siluMul:           siluMulPortable,
+	add:               addPortable,
+	fold:              foldPortable,
+	rotate:            rotatePortable,
+	rotateInterleaved: rotateInterleavedPortable,
+	philox:            philoxPortable,
+	screen:            screenPortable,
+	narrow:            narrowPortable,
 }

@@ -30,6 +30,15 @@ func bench(b *testing.B, name string, bytes, macs float64, f func()) {
 	}
 }
 
+// BenchmarkStream adds up 256 MB: what the memory gives one thread.
+func BenchmarkStream(b *testing.B) {
+	x := make([]float32, 64<<20)
+	for i := range x {
+		x[i] = 1
+	}
+	bench(b, "sum", 256<<20, 0, func() { active().sum(x) })
+}
+
 // BenchmarkDecode multiplies one token with 256 MB of weights, more than any cache holds.
 func BenchmarkDecode(b *testing.B) {
 	r := newRand(b)

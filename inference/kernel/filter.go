@@ -34,12 +34,13 @@ func (c *cut) mayKeep(peak float32) bool {
 }
 
 // weight is e in fixed point, for 0 <= e <= 1.
-func weight(e float32) uint64 { return uint64(e * (1 << 40)) }
+func weight(e float32) uint64 { return uint64(int64(e * (1 << 40))) }
 
-// bucketShift keeps the exponent and 8 bits of the fraction of a weight's float32 form.
+// A bucket holds the weights whose float32 form shares the exponent and 8 bits of the fraction; bucket 0 those that are 0.
 const (
 	bucketShift = 15
-	buckets     = 127<<(23-bucketShift) + 1 // of 0 <= e <= 1
+	bucketBase  = (127-40)<<(23-bucketShift) - 1 // 2^-40 is in bucket 1
+	buckets     = 127<<(23-bucketShift) - bucketBase + 1
 )
 
 type filter struct {
@@ -126,7 +127,7 @@ func bucket(e float32) int {
 	if e < 0x1p-40 {
 		return 0 // weight 0
 	}
-	return int(math.Float32bits(e) >> bucketShift)
+	return int(math.Float32bits(e)>>bucketShift) - bucketBase
 }
 
 // walk goes down the order and stops at the first token where enough(tokens so far, sum of their weights) holds. It

@@ -178,6 +178,14 @@ func rotatePortable(x0, x1, cos, sin []float32) {
 	}
 }
 
+func rotateInterleavedPortable(x, cos, sin []float32) {
+	for i, c := range cos {
+		s, u, v := sin[i], x[2*i], x[2*i+1]
+		x[2*i] = FMA(u, c, -float32(v*s))
+		x[2*i+1] = FMA(v, c, float32(u*s))
+	}
+}
+
 func narrowPortable(dst []uint16, x []float32) bool {
 	ok := true
 	for i, v := range x {

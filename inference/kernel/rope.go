@@ -37,14 +37,10 @@ func (r *Rope) Rotate(x []float32, headDim int, angles []float32) {
 	b, n := active(), len(r.Frequencies)
 	cos, sin := angles[:n], angles[n:2*n]
 	for ; len(x) > 0; x = x[headDim:] {
-		if !r.Interleaved {
+		if r.Interleaved {
+			b.rotateInterleaved(x[:2*n], cos, sin)
+		} else {
 			b.rotate(x[:n], x[n:2*n], cos, sin)
-			continue
-		}
-		for i, c := range cos {
-			s, u, v := sin[i], x[2*i], x[2*i+1]
-			x[2*i] = FMA(u, c, -float32(v*s))
-			x[2*i+1] = FMA(v, c, float32(u*s))
 		}
 	}
 }

@@ -33,7 +33,7 @@ func TestOpenFile(t *testing.T) {
 	if q == nil || q.In() != 128 || q.Rows() != 256 || q.Format != Q8_0 || len(q.Data) != 256*128/32*34 || len(q.Row(255)) != 136 {
 		t.Errorf("tensor %+v", q)
 	}
-	if n, err := f.Tensor("output_norm.weight").Float32s(); err != nil || len(n) != 128 || n[0] != lift || n[1] != 1 {
+	if n, err := f.Tensor("output_norm.weight").Float32s(); err != nil || len(n) != 128 || n[0] != 20 || n[1] != 1 {
 		t.Errorf("norm %v, %v", n, err)
 	}
 	if _, err := q.Float32s(); err == nil {

@@ -142,9 +142,9 @@ func (s *Shape) meta(tokens, merges []string, seed uint64) []Meta {
 
 // Dimension 0 of the residual stream carries a constant c > 0 through the whole
 // network: no layer reads it (norm weight 0) or writes it (zero rows), and the
-// output norm lifts it to about lift·c. Output rows with -c there get logits that
-// much lower: this is what keeps special tokens out of answers.
-const lift = 64
+// output norm lifts it. Output rows hold c there too, or -c for tokens that should
+// stay out of answers: their logits are about 2·logitGap lower.
+const logitGap = 10
 
 func (s *Shape) tensors(tokens []string, format Format, seed uint64) []TensorSource {
 	var out []TensorSource
@@ -180,7 +180,7 @@ func (s *Shape) tensors(tokens []string, format Format, seed uint64) []TensorSou
 		matrix("token_embd.weight", s.Width, s.Vocab, std, sign(none), false)
 		matrix("output.weight", s.Width, s.Vocab, std, sign(hidden), false)
 	}
-	vector("output_norm.weight", s.Width, lift, 1, 0)
+	vector("output_norm.weight", s.Width, logitGap/(c*c), 1, 0)
 	q, kv := s.Heads*s.HeadDim, s.KVHeads*s.HeadDim
 	out2 := 1 / math.Sqrt(float64(2*s.Layers))
 	for i := range s.Layers {

@@ -10,11 +10,9 @@
 package native
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"runtime"
-	"slices"
 	"sync"
 
 	"github.com/gonka-mesh/mesh"
@@ -194,136 +192,6 @@ func (e *Engine) Encode(q *inferencepb.Question) ([]int32, error) {
 		return nil, fmt.Errorf("%w: %v", inference.ErrInvalid, err)
 	}
 	return ids, err
-}
-
-// isEnd reports whether the model ends an answer with this token.
-func (e *Engine) isEnd(id int32) bool { return e.tokenizer.IsEnd(id) }
-
-// Generate decodes one choice. The token that ends an answer is emitted too, as its
-// last. Tokens are drawn with the tape key and their index in the output, so an
-// answer continued from a prefix equals the undisturbed one. A slow emit holds up
-// this answer's caller and nothing else.
-func (e *Engine) Generate(ctx context.Context, g inference.Generation, emit func(inference.Token) error) (inference.Finish, error) {
-	s, err := e.newSequence(g)
-	if err != nil {
-		return inference.Finish{}, err
-	}
-	// The prefix may be the whole answer.
-	if n := len(g.Prefix); n > 0 {
-		if reason := s.finished(e.isEnd(g.Prefix[n-1])); reason != inference.FinishOpen {
-			return inference.Finish{Reason: reason}, nil
-		}
-	}
-	if err := e.submit(s); err != nil {
-		return inference.Finish{}, err
-	}
-	defer e.leave(s)
-	var spare []inference.Token
-	for {
-		select {
-		case <-ctx.Done():
-			return inference.Finish{Reason: inference.FinishCancelled}, nil
-		case <-s.out.ready:
-		}
-		tokens, worked, reason, err := s.out.take(spare)
-		spare = tokens
-		if worked && g.Progress != nil {
-			g.Progress()
-		}
-		for _, t := range tokens {
-			if ctx.Err() != nil {
-				return inference.Finish{Reason: inference.FinishCancelled}, nil
-			}
-			if err := emit(t); err != nil {
-				return inference.Finish{Reason: inference.FinishCancelled}, err
-			}
-		}
-		if reason != inference.FinishOpen {
-			return inference.Finish{Reason: reason}, err
-		}
-	}
-}
-
-func (e *Engine) submit(s *sequence) error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.closed {
-		return errClosed
-	}
-	e.queue = append(e.queue, s)
-	e.stir()
-	return nil
-}
-
-// leave takes a sequence out of the queue, or lets the scheduler take it out of the
-// batch before its next step.
-func (e *Engine) leave(s *sequence) {
-	s.cancelled.Store(true)
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.queue = slices.DeleteFunc(e.queue, func(q *sequence) bool { return q == s })
-	e.stir()
-}
-
-func (e *Engine) stir() {
-	select {
-	case e.wake <- struct{}{}:
-	default:
-	}
-}
-
-// Logits returns the logits after each of the tokens, computed as a prompt is, in
-// chunks that take turns with the running answers. Its keys and values do not count
-// towards the engine's memory.
-func (e *Engine) Logits(tokens []int32) ([][]float32, error) {
-	if len(tokens) > e.context {
-		return nil, &inference.TooLongError{Prompt: len(tokens), Context: e.context}
-	}
-	cache := make([]*kernel.Cache, e.net.Layers)
-	for i := range cache {
-		var err error
-		if cache[i], err = kernel.NewCache(e.format, e.net.KVHeads, e.net.HeadDim); err != nil {
-			return nil, err
-		}
-	}
-	out := make([][]float32, 0, len(tokens))
-	for len(out) < len(tokens) {
-		n := min(defaultIf(e.chunk, minChunk*4), len(tokens)-len(out))
-		part, err := e.logitsOf(cache, tokens[len(out):][:n], len(out))
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, part...)
-	}
-	return out, nil
-}
-
-func (e *Engine) logitsOf(cache []*kernel.Cache, tokens []int32, at int) ([][]float32, error) {
-	e.compute.Lock()
-	defer e.compute.Unlock()
-	e.mu.Lock()
-	closed := e.closed
-	e.mu.Unlock()
-	if closed {
-		return nil, errClosed
-	}
-	g := e.graph
-	g.inputs = g.inputs[:0]
-	for i, id := range tokens {
-		if id < 0 || int(id) >= e.net.Vocab {
-			return nil, fmt.Errorf("%w: token %d, the vocabulary has %d", inference.ErrInvalid, id, e.net.Vocab)
-		}
-		g.inputs = append(g.inputs, input{token: id, position: at + i, cache: cache, logits: true})
-	}
-	g.step()
-	out := make([][]float32, len(tokens))
-	for i := range out {
-		if g.bad[i] {
-			return nil, fmt.Errorf("position %d: %w", at+i, kernel.ErrNumeric)
-		}
-		out[i] = slices.Clone(g.logits[i*e.net.Vocab : (i+1)*e.net.Vocab])
-	}
-	return out, nil
 }
 
 // Close ends the running answers with finish reason aborted and frees the engine.

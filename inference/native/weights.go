@@ -4,9 +4,9 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
-	"runtime"
 	"slices"
 	"strings"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 
@@ -41,10 +41,17 @@ type network struct {
 	formats string  // of the matrices
 }
 
+// loader makes the network of a file.
+type loader struct {
+	file    *model.File
+	widen   bool      // every matrix becomes F32
+	buffers sync.Pool // *[]byte, for matrices that are stacked before they are packed
+}
+
 // load packs the matrices of f, several at a time, and gives the mapped pages of
 // what was copied back to the system. With widen every matrix becomes F32.
 func load(f *model.File, threads int, widen bool) (*network, error) {
-	c := f.Config
+	c, l := f.Config, &loader{file: f, widen: widen}
 	n := &network{
 		Config: c, layers: make([]layer, c.Layers),
 		rope:    kernel.Rope{Frequencies: c.InvFreq(), Interleaved: c.RopeKind == model.RopeInterleaved},
@@ -53,29 +60,9 @@ func load(f *model.File, threads int, widen bool) (*network, error) {
 	}
 	work := errgroup.Group{}
 	work.SetLimit(max(threads, 1))
-	work.Go(func() (err error) { // first: it is the largest
-		if n.norm, err = vector(f, "output_norm.weight"); err != nil {
-			return err
-		}
-		if c.Tied {
-			n.head, err = load1(f, widen, "token_embd.weight")
-			n.embed = n.head.parts[0]
-			return err
-		}
-		t := f.Tensor("token_embd.weight")
-		if n.embed, err = kernel.NewMatrix(formatOf(t), t.Rows(), t.In(), t.Data); err != nil {
-			return err
-		}
-		n.head, err = load1(f, widen, "output.weight")
-		return err
-	})
+	work.Go(func() error { return l.ends(n) }) // first: it has the largest matrix
 	for i := range n.layers {
-		work.Go(func() error {
-			if err := n.layers[i].load(f, fmt.Sprintf("blk.%d.", i), widen); err != nil {
-				return fmt.Errorf("layer %d: %w", i, err)
-			}
-			return nil
-		})
+		work.Go(func() error { return l.layer(&n.layers[i], fmt.Sprintf("blk.%d.", i)) })
 	}
 	if err := work.Wait(); err != nil {
 		return nil, err
@@ -83,42 +70,67 @@ func load(f *model.File, threads int, widen bool) (*network, error) {
 	return n, nil
 }
 
-func (l *layer) load(f *model.File, prefix string, widen bool) error {
+// ends loads what stands before and after the layers.
+func (l *loader) ends(n *network) (err error) {
+	if n.norm, err = l.vector("output_norm.weight"); err != nil {
+		return err
+	}
+	const embedding = "token_embd.weight"
+	if n.Tied {
+		if n.head, err = l.product(embedding); err == nil {
+			n.embed = n.head.parts[0]
+		}
+		return err
+	}
+	t, err := l.tensor(embedding)
+	if err != nil {
+		return err
+	}
+	// Only single rows of it are read, so it stays in the file.
+	if n.embed, err = kernel.NewMatrix(formatOf(t), t.Rows(), t.In(), t.Data); err != nil {
+		return err
+	}
+	n.head, err = l.product("output.weight")
+	return err
+}
+
+func (l *loader) layer(into *layer, prefix string) error {
 	for _, p := range []struct {
 		into  *product
 		names []string
 	}{
-		{&l.qkv, []string{"attn_q", "attn_k", "attn_v"}},
-		{&l.out, []string{"attn_output"}},
-		{&l.gateUp, []string{"ffn_gate", "ffn_up"}},
-		{&l.down, []string{"ffn_down"}},
+		{&into.qkv, []string{"attn_q", "attn_k", "attn_v"}},
+		{&into.out, []string{"attn_output"}},
+		{&into.gateUp, []string{"ffn_gate", "ffn_up"}},
+		{&into.down, []string{"ffn_down"}},
 	} {
 		names := make([]string, len(p.names))
 		for i, name := range p.names {
 			names[i] = prefix + name + ".weight"
 		}
 		var err error
-		if *p.into, err = load1(f, widen, names...); err != nil {
+		if *p.into, err = l.product(names...); err != nil {
 			return err
 		}
 	}
+	c := &l.file.Config
 	for _, v := range []struct {
 		into  *[]float32
 		names []string
-		on    bool
+		there bool
 	}{
-		{&l.attnNorm, []string{"attn_norm.weight"}, true},
-		{&l.ffnNorm, []string{"ffn_norm.weight"}, true},
-		{&l.qNorm, []string{"attn_q_norm.weight"}, f.Config.QKNorm},
-		{&l.kNorm, []string{"attn_k_norm.weight"}, f.Config.QKNorm},
-		{&l.qkvBias, []string{"attn_q.bias", "attn_k.bias", "attn_v.bias"}, f.Config.QKVBias},
-		{&l.outBias, []string{"attn_output.bias"}, f.Config.OutputBias},
+		{&into.attnNorm, []string{"attn_norm.weight"}, true},
+		{&into.ffnNorm, []string{"ffn_norm.weight"}, true},
+		{&into.qNorm, []string{"attn_q_norm.weight"}, c.QKNorm},
+		{&into.kNorm, []string{"attn_k_norm.weight"}, c.QKNorm},
+		{&into.qkvBias, []string{"attn_q.bias", "attn_k.bias", "attn_v.bias"}, c.QKVBias},
+		{&into.outBias, []string{"attn_output.bias"}, c.OutputBias},
 	} {
 		for _, name := range v.names {
-			if !v.on {
+			if !v.there {
 				break
 			}
-			x, err := vector(f, prefix+name)
+			x, err := l.vector(prefix + name)
 			if err != nil {
 				return err
 			}
@@ -128,75 +140,94 @@ func (l *layer) load(f *model.File, prefix string, widen bool) error {
 	return nil
 }
 
-func vector(f *model.File, name string) ([]float32, error) {
-	t := f.Tensor(name)
+func (l *loader) tensor(name string) (*model.Tensor, error) {
+	t := l.file.Tensor(name)
 	if t == nil {
 		return nil, fmt.Errorf("tensor %q is missing", name)
+	}
+	return t, nil
+}
+
+func (l *loader) vector(name string) ([]float32, error) {
+	t, err := l.tensor(name)
+	if err != nil {
+		return nil, err
 	}
 	return t.Float32s()
 }
 
-// load1 makes one product of the named tensors, which have equal rows.
-func load1(f *model.File, widen bool, names ...string) (product, error) {
+// product makes one product of the named tensors, which have equal rows.
+func (l *loader) product(names ...string) (product, error) {
 	var p product
-	tensors := make([]*model.Tensor, len(names))
+	var groups [][]*model.Tensor // those of a group are stacked
 	for i, name := range names {
-		t := f.Tensor(name)
-		if t == nil {
-			return p, fmt.Errorf("tensor %q is missing", name)
+		t, err := l.tensor(name)
+		if err != nil {
+			return p, err
 		}
-		tensors[i] = t
 		p.rows += t.Rows()
-	}
-	first := tensors[0]
-	same := !slices.ContainsFunc(tensors, func(t *model.Tensor) bool { return t.Format != first.Format })
-	groups := [][]*model.Tensor{tensors}
-	if !same && !widen {
-		groups = nil
-		for _, t := range tensors {
+		last := len(groups) - 1
+		if i == 0 || t.Format != groups[last][0].Format && !l.widen {
 			groups = append(groups, []*model.Tensor{t})
+		} else {
+			groups[last] = append(groups[last], t)
 		}
 	}
 	for _, group := range groups {
-		m, err := pack(group, widen)
+		m, err := l.pack(group)
 		if err != nil {
 			return p, fmt.Errorf("tensor %q: %w", group[0].Name, err)
 		}
 		p.parts = append(p.parts, m)
 	}
-	for _, t := range tensors {
-		release(f, t.Data)
-	}
 	return p, nil
 }
 
 // pack stacks tensors of one format, or of any when they are widened to F32.
-func pack(tensors []*model.Tensor, widen bool) (*kernel.Matrix, error) {
+func (l *loader) pack(tensors []*model.Tensor) (*kernel.Matrix, error) {
 	rows, format, data := 0, formatOf(tensors[0]), tensors[0].Data
 	for _, t := range tensors {
 		rows += t.Rows()
 	}
-	switch {
-	case widen:
-		format, data = kernel.F32, nil
+	if l.widen || len(tensors) > 1 {
+		buffer, ok := l.buffers.Get().(*[]byte)
+		if !ok {
+			buffer = new([]byte)
+		}
+		defer l.buffers.Put(buffer)
+		data = (*buffer)[:0]
 		for _, t := range tensors {
+			if !l.widen {
+				data = append(data, t.Data...)
+				continue
+			}
 			var err error
 			if data, err = appendWidened(data, t); err != nil {
 				return nil, err
 			}
 		}
-	case len(tensors) > 1:
-		data = nil
-		for _, t := range tensors {
-			data = append(data, t.Data...)
-		}
+		*buffer = data
+	}
+	if l.widen {
+		format = kernel.F32
 	}
 	m, err := kernel.NewMatrix(format, rows, tensors[0].In(), data)
 	if err != nil {
 		return nil, err
 	}
 	m.Pack()
+	for _, t := range tensors {
+		l.release(t.Data)
+	}
 	return m, nil
+}
+
+// release tells the system that mapped bytes were copied and are not needed in
+// memory. They can still be read.
+func (l *loader) release(data []byte) {
+	if l.file.Path() != "" { // a file in the heap could not be read again
+		dropPages(data)
+	}
 }
 
 func appendWidened(data []byte, t *model.Tensor) ([]byte, error) {
@@ -237,13 +268,4 @@ func formats(f *model.File, widen bool) string {
 	}
 	slices.Sort(names)
 	return strings.Join(names, "+")
-}
-
-// release tells the system that the mapped bytes were copied and are not needed in
-// memory. They can still be read.
-func release(f *model.File, data []byte) {
-	if f.Path() == "" || runtime.GOOS != "linux" {
-		return // a file in the heap cannot be read again
-	}
-	dropPages(data)
 }

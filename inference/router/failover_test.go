@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -36,11 +38,10 @@ func TestKill(t *testing.T) {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var w *world
-				killed := 0
+				var killed atomic.Bool
 				w = newWorld(t, 4, func(i int) *engine {
 					return &engine{pace: 5 * time.Millisecond, prefill: 20 * time.Millisecond, at: func(_ context.Context, pos int) error {
-						if pos == n && killed == 0 {
-							killed++
+						if pos == n && killed.CompareAndSwap(false, true) {
 							time.Sleep(time.Millisecond) // what was said is on its way
 							w.order[i].kill()
 						}
@@ -71,11 +72,10 @@ func TestBlackHole(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				const delay = 20 * time.Millisecond
 				var w *world
-				gone := false
+				var gone atomic.Bool
 				w = newWorld(t, 4, func(i int) *engine {
 					return &engine{pace: 10 * time.Millisecond, at: func(_ context.Context, pos int) error {
-						if pos == n && !gone {
-							gone = true
+						if pos == n && gone.CompareAndSwap(false, true) {
 							w.order[i].swallow()
 						}
 						return nil
@@ -99,11 +99,10 @@ func TestBlackHole(t *testing.T) {
 // TestHang stops the engine of the speaking host, while its heartbeats go on.
 func TestHang(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		hung := false
+		var hung atomic.Bool
 		w := newWorld(t, 2, func(int) *engine {
 			return &engine{pace: 10 * time.Millisecond, at: func(ctx context.Context, pos int) error {
-				if pos == 20 && !hung {
-					hung = true
+				if pos == 20 && hung.CompareAndSwap(false, true) {
 					<-ctx.Done()
 				}
 				return nil
@@ -144,21 +143,27 @@ func TestSlowStream(t *testing.T) {
 func TestTwoInARow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var w *world
+		var mu sync.Mutex
 		killed, lost := 0, make(map[int]bool)
 		w = newWorld(t, 4, func(i int) *engine {
 			return &engine{pace: 5 * time.Millisecond, at: func(_ context.Context, pos int) error {
-				if lost[i] {
-					return nil // it goes on in its hole
-				}
-				if pos == 10 && killed == 0 || pos == 11 && killed == 1 || pos == 40 && killed == 2 {
-					killed++
+				mu.Lock()
+				// One that was swallowed goes on in its hole.
+				due := !lost[i] && killed < 3 && pos == []int{10, 11, 40}[killed]
+				if due {
 					lost[i] = true
-					time.Sleep(time.Millisecond)
-					if killed == 2 {
-						w.order[i].swallow()
-					} else {
-						w.order[i].kill()
-					}
+					killed++
+				}
+				hole := killed == 2
+				mu.Unlock()
+				if !due {
+					return nil
+				}
+				time.Sleep(time.Millisecond)
+				if hole {
+					w.order[i].swallow()
+				} else {
+					w.order[i].kill()
 				}
 				return nil
 			}}
@@ -169,6 +174,8 @@ func TestTwoInARow(t *testing.T) {
 			t.Fatal(err)
 		}
 		w.check(t, ask(100), 0, got[0])
+		mu.Lock()
+		defer mu.Unlock()
 		if killed != 3 || len(got[0].hosts) != 4 {
 			t.Errorf("%d were lost and %d spoke", killed, len(got[0].hosts))
 		}
@@ -179,11 +186,10 @@ func TestTwoInARow(t *testing.T) {
 func TestAllLost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var w *world
-		killed := 0
+		var killed atomic.Int32
 		w = newWorld(t, 2, func(i int) *engine {
 			return &engine{pace: time.Millisecond, at: func(_ context.Context, pos int) error {
-				if pos == 5 && killed == 0 || pos == 7 && killed == 1 {
-					killed++
+				if pos == 5 && killed.CompareAndSwap(0, 1) || pos == 7 && killed.CompareAndSwap(1, 2) {
 					time.Sleep(time.Millisecond)
 					w.order[i].kill()
 				}
@@ -222,11 +228,10 @@ func TestSeams(t *testing.T) {
 			for n := range len(tt.script) + 1 {
 				synctest.Test(t, func(t *testing.T) {
 					var w *world
-					killed := false
+					var killed atomic.Bool
 					w = newWorld(t, 3, func(i int) *engine {
 						return &engine{script: tt.script, pace: time.Millisecond, at: func(_ context.Context, pos int) error {
-							if pos == n && !killed {
-								killed = true
+							if pos == n && killed.CompareAndSwap(false, true) {
 								w.order[i].kill()
 							}
 							return nil
@@ -256,11 +261,10 @@ func TestSeams(t *testing.T) {
 func TestChoices(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var w *world
-		killed := false
+		var killed atomic.Bool
 		w = newWorld(t, 3, func(i int) *engine {
 			return &engine{pace: 5 * time.Millisecond, at: func(_ context.Context, pos int) error {
-				if pos == 12 && !killed {
-					killed = true
+				if pos == 12 && killed.CompareAndSwap(false, true) {
 					w.order[i].kill()
 				}
 				return nil
@@ -275,7 +279,7 @@ func TestChoices(t *testing.T) {
 				t.Error("emit is called twice at once")
 			}
 			inside = true
-			time.Sleep(time.Microsecond)
+			time.Sleep(time.Millisecond)
 			inside = false
 			return nil
 		})

@@ -142,20 +142,33 @@ func (h *hosts) paced(k hostKey, perToken time.Duration) {
 	})
 }
 
-// finish estimates the seconds until a call of that many tokens would end.
-func (r *record) finish(tokens int) float64 {
-	token := 0.05
+// pace is how fast a host is, in seconds: to the first token and per token.
+type pace struct{ first, token float64 }
+
+// unmeasured is the pace of hosts when none was measured and none says.
+var unmeasured = pace{first: 0, token: 0.05}
+
+// measured returns the pace that this router saw of a host, where it saw any, and
+// otherwise the host's own word or the given one.
+func (r *record) measured(other pace) pace {
 	if us := r.offer.GetTokenUs(); us > 0 {
-		token = float64(us) / 1e6
+		other.token = float64(us) / 1e6
 	}
 	if r.token.known {
-		token = r.token.v
+		other.token = r.token.v
 	}
-	wait := float64(r.offer.GetWaitMs()) / 1e3
 	if r.ttft.known {
-		wait = max(wait, r.ttft.v)
+		other.first = r.ttft.v
 	}
-	answer := float64(min(tokens, 256)) * token
+	return other
+}
+
+// finish estimates the seconds until a call of that many tokens would end. A host
+// that was never measured counts as fast as the fastest that was, so that it is.
+func (r *record) finish(tokens int, fastest pace) float64 {
+	p := r.measured(fastest)
+	wait := max(p.first, float64(r.offer.GetWaitMs())/1e3)
+	answer := float64(min(tokens, 256)) * p.token
 	slots := max(1, int(r.offer.GetCapability().GetSlots()))
 	if over := int(r.offer.GetActive()+r.offer.GetQueued()) + r.since + 1 - slots; over > 0 {
 		wait += float64(over) / float64(slots) * answer

@@ -124,14 +124,21 @@ func (q *question) acceptable(list []Candidate, offers bool) []ranked {
 	hosts.mu.Lock()
 	defer hosts.mu.Unlock()
 	var out []ranked
-	cheapest := uint64(0)
+	cheapest, fastest := uint64(0), unmeasured
+	for _, c := range list {
+		if rec := hosts.at(hostKey{c.Peer, q.model}); rec.ttft.known && rec.token.known {
+			if p := rec.measured(fastest); fastest == unmeasured || p.first+p.token < fastest.first+fastest.token {
+				fastest = p
+			}
+		}
+	}
 	for _, c := range list {
 		rec := hosts.at(hostKey{c.Peer, q.model})
 		has := rec.usable(now)
 		if has && !rec.offer.GetAccept() || offers && !has {
 			continue
 		}
-		k := ranked{peer: c.Peer, capability: c.Capability, cost: rec.finish(int(q.ask.GetMaxTokens()))}
+		k := ranked{peer: c.Peer, capability: c.Capability, cost: rec.finish(int(q.ask.GetMaxTokens()), fastest)}
 		if has {
 			k.capability, k.offered = rec.offer.GetCapability(), true
 		}

@@ -7,7 +7,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"strings"
@@ -188,16 +187,17 @@ func (t *byteText) Flush() string {
 
 // world is a router and some hosts on a network of pipes.
 type world struct {
-	t       *testing.T
-	router  *Router
-	peers   map[mesh.Address]*peer
-	order   []*peer
-	delay   time.Duration // one way
-	keeper  *keeper
-	dir     *directory
-	mu      sync.Mutex
-	liars   map[mesh.Address]string // penalised, and why; guarded by mu
-	closing []func()
+	t         *testing.T
+	router    *Router
+	peers     map[mesh.Address]*peer
+	order     []*peer
+	delay     time.Duration // one way
+	keeper    *keeper
+	dir       *directory
+	mu        sync.Mutex
+	liars     map[mesh.Address]string // penalised, and why; guarded by mu
+	announced int                     // tasks; guarded by mu
+	closing   []func()
 }
 
 // peer is a host that can be killed.
@@ -209,7 +209,6 @@ type peer struct {
 	kept    *keeper
 	accept  chan net.Conn
 	done    chan struct{}
-	proxy   func(net.Conn) net.Conn // around what the router sees; nil: none
 	mu      sync.Mutex
 	dead    bool       // guarded by mu
 	hole    bool       // swallows all bytes; guarded by mu
@@ -434,10 +433,12 @@ func (d dialFrom) Dial(ctx context.Context, to mesh.Address, protocol string) (n
 			return nil, ctx.Err()
 		}
 	case "offer":
+		if p.host == nil {
+			near.Close()
+			far.Close()
+			return nil, errors.New("no such protocol")
+		}
 		go p.host.ServeOffer(context.Background(), d.from, far)
-	}
-	if p.proxy != nil {
-		near = p.proxy(near)
 	}
 	return near, nil
 }
@@ -630,5 +631,3 @@ func (w *world) receipts(choice int) []*inference.Receipt {
 	}
 	return out
 }
-
-var _ io.Closer = (*peer)(nil)

@@ -206,10 +206,11 @@ func FuzzAnswers(f *testing.F) {
 	f.Add(manifest, framed(f, &p2ppb.RangeAnswer{Status: p2ppb.Status_INVALID}))
 	f.Add(framed(f, &p2ppb.ManifestAnswer{Status: p2ppb.Status_BUSY}), chunks)
 	f.Add(framed(f, &p2ppb.ManifestAnswer{}), chunks)
+	store := testStore(f, minChunkSize)
 	f.Fuzz(func(t *testing.T, manifest, chunks []byte) {
-		store := testStore(t, minChunkSize)
+		defer store.Remove(root)
 		peer := &testPeer{addr: mesh.Address{1}}
-		path, err := NewFetcher(Config{Store: store, Stall: 5 * time.Millisecond, Sources: sourcesOf(peer),
+		path, err := NewFetcher(Config{Store: store, Stall: time.Millisecond, Sources: sourcesOf(peer),
 			Dialer: fixedDialer{ProtocolManifest: manifest, ProtocolBlob: chunks}}).Fetch(t.Context(), root, Options{})
 		if err == nil {
 			wantFile(t, path, data)

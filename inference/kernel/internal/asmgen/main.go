@@ -366,6 +366,27 @@ func (g *gen) elementwise() {
 	}, "DI", "SI", "AX", "BX")
 	g.end()
 
+	// the pairs of 8 are (2i, 2i+1); shuffles bring dimensions, cosines and sines into one order and back
+	g.fn("avx2RotateInterleaved", "x:DI", "cos:AX", "sin:BX", "n:CX")
+	g.loop8(func() {
+		g.p(`VMOVUPS (DI), Y6
+			VMOVUPS 32(DI), Y7
+			VSHUFPS $0x88, Y7, Y6, Y0
+			VSHUFPS $0xdd, Y7, Y6, Y1
+			VPERMQ $0xd8, (AX), Y2
+			VPERMQ $0xd8, (BX), Y3
+			VMULPS Y1, Y3, Y4
+			VMULPS Y0, Y3, Y5
+			VFMSUB231PS Y0, Y2, Y4
+			VFMADD231PS Y1, Y2, Y5
+			VUNPCKLPS Y5, Y4, Y0
+			VUNPCKHPS Y5, Y4, Y1
+			VMOVUPS Y0, (DI)
+			VMOVUPS Y1, 32(DI)
+			ADDQ $32, DI`)
+	}, "DI", "AX", "BX")
+	g.end()
+
 	// out receives eight largest values and eight largest magnitudes.
 	g.fn("avx2MaxFinite", "x:SI", "n:CX", "out:DI")
 	g.p("VMOVUPS %s, Y15\nVMOVUPS %s, Y0\nVPXOR Y1, Y1, Y1", g.c("abs"), g.c("minusInf"))
