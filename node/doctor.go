@@ -138,16 +138,25 @@ func checkUDPBuffers() api.Check {
 	return c
 }
 
-func checkMulticast() api.Check {
+// MulticastInterfaces returns the interfaces on which mDNS can find peers.
+func MulticastInterfaces() ([]string, error) {
 	ifaces, err := net.Interfaces()
 	if err != nil {
-		return api.Check{Name: "lan", State: "warn", Detail: "interfaces unknown: " + err.Error()}
+		return nil, fmt.Errorf("list interfaces: %w", err)
 	}
 	var names []string
 	for _, i := range ifaces {
 		if i.Flags&net.FlagUp != 0 && i.Flags&net.FlagMulticast != 0 {
 			names = append(names, i.Name)
 		}
+	}
+	return names, nil
+}
+
+func checkMulticast() api.Check {
+	names, err := MulticastInterfaces()
+	if err != nil {
+		return api.Check{Name: "lan", State: "warn", Detail: err.Error()}
 	}
 	if len(names) == 0 {
 		return api.Check{Name: "lan", State: "warn", Detail: "no interface has multicast, so mDNS finds nobody",

@@ -50,7 +50,11 @@ func (d *discovery) newDHT() (*dht.IpfsDHT, error) {
 	options := []dht.Option{
 		dht.ProtocolPrefix(protocol.ID("/" + string(d.cfg.Network))),
 		dht.Mode(mode),
-		dht.DisableValues(), dht.Concurrency(4),
+		dht.DisableValues(),
+		// Half of the usual breadth: every lookup connects to whom it asks, and with
+		// 20 and 10 each node of 50 held 33 connections instead of 19, for no gain.
+		dht.BucketSize(10),
+		dht.Concurrency(4),
 		// Refreshing every bucket connects a small network completely; walk does less.
 		dht.DisableAutoRefresh(),
 		dht.ProviderDatastore(newRecordStore()),

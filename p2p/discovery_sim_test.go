@@ -30,6 +30,7 @@ func simPaths(sim *p2psim.Net, nodes int, seed uint64) {
 // TestCrowd: in a network that formed around one bootstrap node, a newcomer that
 // knows only that node finds the hosts of a model, and gossip reaches everybody.
 func TestCrowd(t *testing.T) {
+	t.Parallel()
 	nodes := 50
 	if n, err := strconv.Atoi(os.Getenv("MESH_TEST_NODES")); err == nil {
 		nodes = n

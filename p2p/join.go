@@ -28,21 +28,27 @@ type backoff struct {
 	delay time.Duration
 }
 
+// dialEnd is the outcome of a dial.
+type dialEnd struct {
+	id peer.ID
+	ok bool
+}
+
 // join keeps the node connected to MinPeers peers, until Close. Bootstrap peers
 // and the best of the address book are dialled in parallel; each that fails
 // waits twice as long for its next turn, with jitter.
 func (h *Host) join() {
 	var (
 		waits  = make(map[peer.ID]*backoff)
-		ends   = make(chan peer.ID, joinParallel) // dials that worked, "" for those that did not
-		flying int
+		flying = make(map[peer.ID]bool)
+		ends   = make(chan dialEnd, joinParallel)
 	)
 	for {
 		short := h.hellos.count() < h.cfg.MinPeers
 		if short {
-			for _, info := range h.candidates(waits, joinParallel-flying) {
-				flying++
-				h.tasks.Go(func() { ends <- h.tryPeer(info) })
+			for _, info := range h.candidates(waits, flying) {
+				flying[info.ID] = true
+				h.tasks.Go(func() { ends <- dialEnd{info.ID, h.tryPeer(info)} })
 			}
 		}
 		wait := time.Minute
@@ -54,9 +60,11 @@ func (h *Host) join() {
 		case <-h.ctx.Done():
 			timer.Stop()
 			return
-		case id := <-ends:
-			flying--
-			delete(waits, id)
+		case end := <-ends:
+			delete(flying, end.id)
+			if end.ok {
+				delete(waits, end.id)
+			}
 		case <-h.wake:
 		case <-timer.C:
 		}
@@ -64,8 +72,9 @@ func (h *Host) join() {
 	}
 }
 
-// candidates returns up to n peers whose turn it is to be dialled.
-func (h *Host) candidates(waits map[peer.ID]*backoff, n int) []peer.AddrInfo {
+// candidates returns the peers whose turn it is to be dialled, so many that
+// joinParallel are in flight.
+func (h *Host) candidates(waits map[peer.ID]*backoff, flying map[peer.ID]bool) []peer.AddrInfo {
 	now := time.Now()
 	longest := lastBackoff
 	if h.hellos.count() == 0 {
@@ -73,13 +82,13 @@ func (h *Host) candidates(waits map[peer.ID]*backoff, n int) []peer.AddrInfo {
 	}
 	var out []peer.AddrInfo
 	for _, info := range append(slices.Clone(h.seeds), h.book.best(64)...) {
-		if len(out) == n {
+		if len(out)+len(flying) >= joinParallel {
 			break
 		}
 		if w := waits[info.ID]; w != nil && now.Before(w.next) && w.next.Sub(now) <= longest {
 			continue
 		}
-		if info.ID == h.host.ID() || h.hellos.passed(info.ID) || h.gate.refused(info.ID) != nil {
+		if info.ID == h.host.ID() || flying[info.ID] || h.hellos.passed(info.ID) || h.gate.refused(info.ID) != nil {
 			continue
 		}
 		waits[info.ID] = waits[info.ID].later(now, longest) // also keeps it from coming twice
@@ -88,8 +97,8 @@ func (h *Host) candidates(waits map[peer.ID]*backoff, n int) []peer.AddrInfo {
 	return out
 }
 
-// tryPeer dials a peer and returns its ID if that worked.
-func (h *Host) tryPeer(info peer.AddrInfo) peer.ID {
+// tryPeer dials a peer and reports whether that worked.
+func (h *Host) tryPeer(info peer.AddrInfo) bool {
 	ctx, cancel := context.WithTimeout(h.ctx, joinTimeout)
 	defer cancel()
 	// The swarm keeps a backoff of its own per address, which would count twice.
@@ -98,13 +107,13 @@ func (h *Host) tryPeer(info peer.AddrInfo) peer.ID {
 	}
 	err := h.connect(ctx, info)
 	if err == nil {
-		return info.ID
+		return true
 	}
 	if h.ctx.Err() == nil {
 		h.book.fail(info.ID)
 		h.log.Debug("dial failed", "peer", info.ID.String(), "err", err)
 	}
-	return ""
+	return false
 }
 
 // later returns the backoff after one more attempt: twice the last, within the

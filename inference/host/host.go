@@ -164,6 +164,7 @@ func (h *Host) Add(e inference.Engine, p Prices) error {
 		info:   info,
 		slots:  max(1, info.Slots),
 		load:   make(map[mesh.Address]int),
+		turns:  make(map[mesh.Address]int),
 		capability: &inferencepb.Capability{
 			Model: info.ID[:], Name: info.Name, Context: uint32(info.Context), Fingerprint: info.Fingerprint,
 			PricePrompt: uint64(p.Prompt), PriceOutput: uint64(p.Output), Slots: uint32(max(1, info.Slots)),

@@ -1,6 +1,7 @@
 package host
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -21,6 +22,8 @@ type lane struct {
 
 	active  int
 	load    map[mesh.Address]int // calls that run, per peer
+	turns   map[mesh.Address]int // when a peer last got a slot, since the lane was idle
+	turn    int
 	waiting []*ticket            // in order of arrival
 	prefill average              // seconds per prompt token
 	token   average              // seconds between two tokens of an answer
@@ -118,15 +121,18 @@ func (h *Host) queue(l *lane, peer mesh.Address) (*ticket, error) {
 func (l *lane) take(t *ticket) {
 	l.active++
 	l.load[t.peer]++
+	l.turn++
+	l.turns[t.peer] = l.turn
 	close(t.ready)
 }
 
-// next returns the index of the ticket to serve: of the peer that has least running,
-// the oldest.
+// next returns the index of the ticket to serve: the oldest of the peer that has least
+// running and, among those, got a slot longest ago.
 func (l *lane) next() int {
 	best := 0
 	for i, t := range l.waiting {
-		if l.load[t.peer] < l.load[l.waiting[best].peer] {
+		b := l.waiting[best].peer
+		if cmp.Or(cmp.Compare(l.load[t.peer], l.load[b]), cmp.Compare(l.turns[t.peer], l.turns[b])) < 0 {
 			best = i
 		}
 	}
@@ -174,6 +180,9 @@ func (h *Host) giveBack(l *lane, t *ticket) {
 		w := l.waiting[i]
 		l.waiting = slices.Delete(l.waiting, i, i+1)
 		l.take(w)
+	}
+	if l.active == 0 {
+		clear(l.turns)
 	}
 }
 

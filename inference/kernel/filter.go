@@ -60,30 +60,22 @@ type weighed struct {
 
 // cut applies top-k, then top-p to what is left, then min-p. peaks are scaled already.
 func (f *filter) cut(b *backend, logits, peaks []float32, most float32, p *Sampling) cut {
-	topK := p.TopK > 0 && p.TopK < len(logits)
-	var low float32
-	if topK && p.TopK <= len(peaks) {
-		// k stretches reach this weight: clearly smaller ones are not among the first k. Exp rounds, and equal weights
-		// tie by id, so "clearly" is a thousandth, of a weight with enough bits to show it.
-		f.sorted = append(f.sorted[:0], peaks...)
-		slices.Sort(f.sorted)
-		if low = 0.999 * Exp(f.sorted[len(peaks)-p.TopK]-most); low < 0x1p-20 {
-			low = 0
-		}
-	}
-	total := f.weigh(b, logits, peaks, most, low, p.Temperature)
 	c := everything
 	c.most = most
-	if topK {
-		c.weight, c.id, total = f.walk(func(n int, _ uint64) bool { return n >= p.TopK })
-	}
-	if p.TopP > 0 && p.TopP < 1 {
-		// the shortest prefix that holds at least top_p of the sum, in fixed point of 32 bits
-		share := uint64(float64(p.TopP) * (1 << 32))
-		wantHigh, wantLow := bits.Mul64(share, total)
-		c.weight, c.id, _ = f.walk(func(_ int, s uint64) bool {
-			return s>>32 > wantHigh || s>>32 == wantHigh && s<<32 >= wantLow
-		})
+	topK, topP := p.TopK > 0 && p.TopK < len(logits), p.TopP > 0 && p.TopP < 1
+	if topK || topP {
+		total := f.weigh(b, logits, peaks, most, f.low(peaks, most, p.TopK), p.Temperature)
+		if topK {
+			c.weight, c.id, total = f.walk(func(n int, _ uint64) bool { return n >= p.TopK })
+		}
+		if topP {
+			// the shortest prefix that holds at least top_p of the sum, in fixed point of 32 bits
+			share := uint64(float64(p.TopP) * (1 << 32))
+			wantHigh, wantLow := bits.Mul64(share, total)
+			c.weight, c.id, _ = f.walk(func(_ int, s uint64) bool {
+				return s>>32 > wantHigh || s>>32 == wantHigh && s<<32 >= wantLow
+			})
+		}
 	}
 	if p.MinP > 0 {
 		// the likeliest token weighs 2^40
@@ -92,6 +84,22 @@ func (f *filter) cut(b *backend, logits, peaks []float32, most float32, p *Sampl
 		}
 	}
 	return c
+}
+
+// low is a value of exp below which no token is among the first topK, if that can be told from the peaks; else 0.
+//
+// topK stretches reach the weight of the topK-th largest peak, so clearly smaller weights are not among the first. Exp
+// rounds, and equal weights tie by id, so "clearly" is a thousandth, of a weight with enough bits to show it.
+func (f *filter) low(peaks []float32, most float32, topK int) float32 {
+	if topK <= 0 || topK > len(peaks) {
+		return 0
+	}
+	f.sorted = append(f.sorted[:0], peaks...)
+	slices.Sort(f.sorted)
+	if low := 0.999 * Exp(f.sorted[len(peaks)-topK]-most); low >= 0x1p-20 {
+		return low
+	}
+	return 0
 }
 
 // weigh computes the weights of all tokens, except where exp is below low, and counts them in buckets.

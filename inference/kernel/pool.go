@@ -54,8 +54,8 @@ type workerScratch struct {
 const (
 	pieceBits = 20
 	pieceMask = 1<<pieceBits - 1
-	// spins bounds the search for work before a worker sleeps: some 20 microseconds.
-	spins = 4000
+	// spins bounds the search for work before a worker sleeps: ten to twenty microseconds.
+	spins = 10000
 )
 
 // NewPool starts a pool; threads <= 0 means one for each processor Go may use.

@@ -39,7 +39,7 @@ func TestGumbel(t *testing.T) {
 		}
 	}
 	rnd := newRand(t)
-	for range 200_000 {
+	for range 50_000 {
 		check(rnd.Uint32() >> rnd.IntN(32))
 	}
 	for _, r := range []uint32{0, 1, 2, 0x7fffffff, 0x80000000, 0xfffffeff, 0xffffff00, 0xffffffff} {
@@ -164,7 +164,7 @@ func TestSample(t *testing.T) {
 	each(t, func(t *testing.T) {
 		r := newRand(t)
 		var s Sampler
-		for round := range 2000 {
+		for round := range 1000 {
 			n := 1 + r.IntN(300)
 			if round%20 < 5 {
 				n = 900 + r.IntN(5000)
@@ -215,7 +215,7 @@ func TestSampleDistribution(t *testing.T) {
 	var tape [32]byte
 	p := &Sampling{Temperature: 0.8}
 	count := make([]int, len(logits))
-	const n = 200_000
+	const n = 100_000
 	for i := range n {
 		id, err := s.Sample(logits, p, nil, &tape, uint32(i))
 		if err != nil {

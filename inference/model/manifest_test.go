@@ -16,7 +16,7 @@ import (
 )
 
 // goldenManifest is the canonical manifest of the synthetic tiny-llama of seed 1.
-const goldenManifest = `{"version":1,"format":"gguf","files":[{"sha256":"ef20b0788b02c3eac8eaf74ef773cc48c9e122dcfbad3c13d54b877a31007056","size":702752,"chunk_size":4194304,"chunk_root":"5beac8644462082a435d8b871ff184d2107149b3688cd5804b408cc4b2683373"}],"tokenizer":"fd66e674237962b459759fb012a19d30cb7703a887a04d15118a50aaee3d1382","chat_template":"66edfb854931c933d3ac94f507626dd4fa2d5ca0a9b1036b11729d296a7392ac","rope":"3f8000003ee177bb3e4693af3daee4ad3d1a08c83c87a9c33beef74e3b5277203ab95d223a23418d398fc8f838fd45c2385f10c437c47611372d07a7369864a7"}`
+const goldenManifest = `{"version":1,"format":"gguf","files":[{"sha256":"20d84a7140d65362da601be46e609645898d40fbd472e1dbffce063bbf726ad9","size":702752,"chunk_size":4194304,"chunk_root":"a8d7133dd7071a7c4f47911bbcebf736a57962aad7d98d33220f52feea0e3fd5"}],"tokenizer":"fd66e674237962b459759fb012a19d30cb7703a887a04d15118a50aaee3d1382","chat_template":"66edfb854931c933d3ac94f507626dd4fa2d5ca0a9b1036b11729d296a7392ac","rope":"3f8000003ee177bb3e4693af3daee4ad3d1a08c83c87a9c33beef74e3b5277203ab95d223a23418d398fc8f838fd45c2385f10c437c47611372d07a7369864a7"}`
 
 func TestManifestGolden(t *testing.T) {
 	f := openSynthetic(t, "tiny-llama", Q8_0)

@@ -16,15 +16,15 @@ import (
 func TestSynthesizeGolden(t *testing.T) {
 	// The same bytes on every platform.
 	want := map[string]string{
-		"tiny-llama F32":  "a4ffdfafcf60",
-		"tiny-llama F16":  "fa6ebb6bd4d8",
-		"tiny-llama Q8_0": "ef20b0788b02",
-		"tiny-qwen2 F32":  "2f7fa275884f",
-		"tiny-qwen2 F16":  "ddcf5e20d013",
-		"tiny-qwen2 Q8_0": "a4700b59d6b9",
-		"tiny-qwen3 F32":  "9792c9348ef9",
-		"tiny-qwen3 F16":  "d2daffdadac5",
-		"tiny-qwen3 Q8_0": "164f392f542d",
+		"tiny-llama F32":  "f096785bb6ec",
+		"tiny-llama F16":  "bf1121a0ef38",
+		"tiny-llama Q8_0": "20d84a7140d6",
+		"tiny-qwen2 F32":  "7c952017b09c",
+		"tiny-qwen2 F16":  "97da7d5156bd",
+		"tiny-qwen2 Q8_0": "fe5ddb5ff365",
+		"tiny-qwen3 F32":  "b79137061d74",
+		"tiny-qwen3 F16":  "250e3ffc181c",
+		"tiny-qwen3 Q8_0": "20706fbf56d9",
 	}
 	for _, shape := range []string{"tiny-llama", "tiny-qwen2", "tiny-qwen3"} {
 		for _, format := range []Format{F32, F16, Q8_0} {

@@ -122,21 +122,27 @@ func testBits(t *testing.T, f *model.File) {
 				t.Fatal(err)
 			}
 			e := start(t, Config{File: f, Threads: threads, Slots: 5, Chunk: []int{0, 3, 64}[r.IntN(3)]})
-			inCompany(t, name, e, asked, want, r)
+			bystanders := 4
+			if backend == "portable" && !long {
+				bystanders = 0
+			}
+			inCompany(t, name, e, asked, want, bystanders, r)
 			if got := hashLogits(t, e, prompt); got != logits {
 				t.Errorf("%s: the logits have another hash", name)
 			}
-			i := r.IntN(len(asked))
+			i := r.IntN(len(asked) - 1)
 			resumed(t, name, e, asked[i], want[i], 1+r.IntN(len(want[i].tokens)-1))
 			e.Close()
 		}
 	}
-	kernel.Use("")
+	if err := kernel.Use(""); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // inCompany asks everything at once, in random order, beside requests that are
 // cancelled half-way.
-func inCompany(t *testing.T, name string, e *Engine, asked []inference.Generation, want []*answer, r *rand.Rand) {
+func inCompany(t *testing.T, name string, e *Engine, asked []inference.Generation, want []*answer, bystanders int, r *rand.Rand) {
 	t.Helper()
 	got := make([]*answer, len(asked))
 	var all sync.WaitGroup
@@ -147,7 +153,7 @@ func inCompany(t *testing.T, name string, e *Engine, asked []inference.Generatio
 				t.Error(err)
 			}
 		})
-		if i%2 == 0 {
+		if i < bystanders {
 			bystander, after := randomGeneration(r, e.net.Vocab, 1+r.IntN(80), 200), r.IntN(5)
 			all.Go(func() { cancelAfter(t, e, bystander, after) })
 		}
