@@ -120,11 +120,15 @@ func (k *keeper) Put(_ mesh.Hash, s *inferencepb.Signed) error {
 	return nil
 }
 
-func (k *keeper) finishes() []inference.FinishReason {
+func (k *keeper) all() []*inference.Receipt {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	return k.list
+}
+
+func (k *keeper) finishes() []inference.FinishReason {
 	var out []inference.FinishReason
-	for _, r := range k.list {
+	for _, r := range k.all() {
 		out = append(out, r.Finish)
 	}
 	return out
@@ -298,7 +302,7 @@ func TestServe(t *testing.T) {
 		if got := b.kept.finishes(); len(got) != 1 || got[0] != inference.FinishLength {
 			t.Errorf("kept %v", got)
 		}
-		r := b.kept.list[0]
+		r := b.kept.all()[0]
 		if r.Pb.GetPrice() != 5*2+30*3 || r.Pb.GetPromptTokens() != 5 || r.Host != addressOf(1) {
 			t.Errorf("receipt %v", r.Pb)
 		}
@@ -424,6 +428,8 @@ func TestQueue(t *testing.T) {
 			}
 			beats += waited
 		}
+		e.mu.Lock()
+		defer e.mu.Unlock()
 		if e.most != 1 {
 			t.Errorf("%d ran at once in one slot", e.most)
 		}
@@ -528,10 +534,10 @@ func TestBrokenStream(t *testing.T) {
 		if e.running() != 0 {
 			t.Error("the slot is not free")
 		}
-		if len(b.kept.list) != 1 {
-			t.Fatalf("%d receipts", len(b.kept.list))
+		if len(b.kept.all()) != 1 {
+			t.Fatalf("%d receipts", len(b.kept.all()))
 		}
-		r := b.kept.list[0]
+		r := b.kept.all()[0]
 		if r.Finish != inference.FinishAborted || r.Pb.GetPrice() != 3*uint64(r.Pb.GetOutputTokens()) {
 			t.Errorf("receipt %v", r.Pb)
 		}

@@ -40,13 +40,12 @@ func (h *Host) Offer(ask *inferencepb.OfferAsk) *inferencepb.Offer {
 		WaitMs:  uint32(min(l.wait().Milliseconds()+int64(prompt*1000), int64(time.Hour/time.Millisecond))),
 		TokenUs: uint32(min(l.token.v*1e6, 1e9)),
 	}
-	switch _, err := inference.Fit(int(min(ask.GetPromptTokens(), inference.MaxTokens)), int(min(ask.GetMaxTokens(), inference.MaxTokens)), l.info.Context); {
+	// Whether it fits the context is for the call to say: the ask has an estimate.
+	switch {
 	case h.draining:
 		o.Accept, o.Reason = false, "this host is stopping"
 	case len(l.waiting) >= h.cfg.Queue:
 		o.Accept, o.Reason = false, "the queue is full"
-	case err != nil:
-		o.Accept, o.Reason = false, "it does not fit the context"
 	}
 	return o
 }

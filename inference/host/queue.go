@@ -24,10 +24,10 @@ type lane struct {
 	load    map[mesh.Address]int // calls that run, per peer
 	turns   map[mesh.Address]int // when a peer last got a slot, since the lane was idle
 	turn    int
-	waiting []*ticket            // in order of arrival
-	prefill average              // seconds per prompt token
-	token   average              // seconds between two tokens of an answer
-	whole   average              // seconds that a slot is taken
+	waiting []*ticket // in order of arrival
+	prefill average   // seconds per prompt token
+	token   average   // seconds between two tokens of an answer
+	whole   average   // seconds that a slot is taken
 }
 
 // ticket is a call that waits for a slot.

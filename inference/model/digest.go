@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
 
 	"github.com/gonka-mesh/mesh"
@@ -122,7 +123,11 @@ func (f *File) Digest(ctx context.Context, cache string) (*Digest, error) {
 	if again, _ := identify(info); again != id {
 		return nil, fmt.Errorf("hash model %s: the file changes", f.path)
 	}
-	entries = append(readCache(cache), cacheEntry{id, *d})
+	// What the same inode held before is gone.
+	entries = slices.DeleteFunc(readCache(cache), func(e cacheEntry) bool {
+		return e.File.Device == id.Device && e.File.Inode == id.Inode
+	})
+	entries = append(entries, cacheEntry{id, *d})
 	if len(entries) > maxCacheEntries {
 		entries = entries[len(entries)-maxCacheEntries:]
 	}

@@ -82,7 +82,10 @@ func TestBits(t *testing.T) {
 		{Name: "qwen2", Architecture: "qwen2", Layers: 2, Width: 64, FFN: 160, Heads: 6, KVHeads: 1, HeadDim: 16, Vocab: 1040, Context: 512, RopeBase: 1e4, Tied: true},
 		{Name: "qwen3", Architecture: "qwen3", Layers: 2, Width: 64, FFN: 96, Heads: 4, KVHeads: 4, HeadDim: 32, Vocab: 1024, Context: 512, RopeBase: 1e6, Tied: true},
 	} {
-		for _, format := range []model.Format{model.F32, model.F16, model.Q8_0} {
+		for _, format := range []model.Format{model.Q8_0, model.F16, model.F32} {
+			if testing.Short() && format != model.Q8_0 {
+				continue
+			}
 			t.Run(fmt.Sprintf("%s/%v", s.Name, format), func(t *testing.T) { testBits(t, synthetic(t, s, format)) })
 		}
 	}

@@ -56,6 +56,21 @@ func post(t *testing.T, w io.Writer, path, body string) {
 	}
 }
 
+// readResponse returns the body of the next response.
+func readResponse(t *testing.T, r *bufio.Reader) string {
+	t.Helper()
+	res, err := http.ReadResponse(r, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(body)
+}
+
 const streamed = `{"model":"tiny","stream":true,` + user + `}`
 
 func TestDisconnectCancels(t *testing.T) {
@@ -118,6 +133,7 @@ func TestClientThatDoesNotSend(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		defer res.Body.Close()
 		if took := time.Since(start); res.StatusCode != 400 || took != bodyTimeout {
 			t.Errorf("status %d after %v", res.StatusCode, took)
 		}
@@ -133,21 +149,13 @@ func TestConnectionIsReused(t *testing.T) {
 		r := bufio.NewReader(conn)
 		for range 3 {
 			post(t, conn, "/v1/chat/completions", streamed)
-			res, err := http.ReadResponse(r, nil)
-			if err != nil {
-				t.Fatal(err)
-			}
-			body, err := io.ReadAll(res.Body)
-			if err != nil || !bytes.HasSuffix(body, []byte("data: [DONE]\n\n")) {
-				t.Fatalf("%v in %s", err, body)
+			if body := readResponse(t, r); !strings.HasSuffix(body, "data: [DONE]\n\n") {
+				t.Fatal(body)
 			}
 			time.Sleep(10 * writeTimeout)
 			_, _ = fmt.Fprint(conn, "GET /v1/models HTTP/1.1\r\nHost: mesh\r\n\r\n")
-			if res, err = http.ReadResponse(r, nil); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := io.Copy(io.Discard, res.Body); err != nil {
-				t.Fatal(err)
+			if body := readResponse(t, r); !strings.Contains(body, `"tiny"`) {
+				t.Fatal(body)
 			}
 		}
 	})
@@ -164,6 +172,7 @@ func TestEventsLeaveAtOnce(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		defer res.Body.Close()
 		if at := time.Since(start); at != time.Second || res.Header.Get(HeaderReceipt) == "" {
 			t.Errorf("headers after %v: %v", at, res.Header)
 		}

@@ -1,0 +1,266 @@
+package sim
+
+import (
+	"context"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/gonka-mesh/mesh/node"
+	"github.com/gonka-mesh/mesh/p2p/p2psim"
+)
+
+const pace = 20 * time.Millisecond // of the engines below, per token
+
+func parrot(int) *engine { return &engine{name: modelName, slots: 8, pace: pace} }
+
+// interToken sets how long a router waits for a token; 0 leaves the default.
+func interToken(d time.Duration) func(*node.CoreConfig) {
+	return func(c *node.CoreConfig) { c.Router.InterToken = d }
+}
+
+// TestBlackHole: the speaking host falls into a black hole, and so may the next and
+// the one after it. Nobody is told. The answer goes on as if nothing had been, after
+// no more than the inter-token timeout, a round trip and the time of one token for
+// each host that was lost.
+func TestBlackHole(t *testing.T) {
+	const byDefault = 2 * time.Second
+	tests := []struct {
+		name    string
+		timeout time.Duration // set; 0 is the default
+		lost    []int         // hosts by the token that they did not say
+		silent  int           // most hosts lost in a row without a token between
+	}{
+		{"before the first token", 0, []int{0}, 1},
+		{"at token 50", 0, []int{50}, 1},
+		{"at token 50, 500 ms", 500 * time.Millisecond, []int{50}, 1},
+		{"the second before its first token", 0, []int{50, 50}, 2},
+		{"the second right after its first token", 0, []int{50, 51}, 1},
+		{"two, 500 ms", 500 * time.Millisecond, []int{50, 51}, 1},
+		{"three before their first tokens", 0, []int{0, 0, 0}, 3},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			small(t, parrot, interToken(tt.timeout), func(t *testing.T, w *world, asker *member) {
+				a := question("What is Mesh?", 120)
+				whole, err := asker.ask(t.Context(), a)
+				if err == nil {
+					err = asker.verify(a, whole)
+				}
+				if err != nil {
+					t.Fatalf("undisturbed: %v", err)
+				}
+				w.strikes(cut, tt.lost...)
+				got, err := asker.ask(t.Context(), a)
+				if err == nil {
+					err = asker.verify(a, got)
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				if n := w.left(); n > 0 {
+					t.Fatalf("%d hosts were not lost", n)
+				}
+				if got.text != whole.text {
+					t.Error("the text is not that of the undisturbed answer")
+				}
+				timeout := tt.timeout
+				if timeout == 0 {
+					timeout = byDefault
+				}
+				limit := time.Duration(tt.silent)*(timeout+rtt) + pace + slack
+				gap := max(got.gap(), got.first)
+				t.Logf("first token %s, undisturbed %s; gap %s, at most %s", got.first, whole.first, gap, limit)
+				if gap > limit {
+					t.Errorf("gap of %s, at most %s", gap, limit)
+				}
+			})
+		})
+	}
+}
+
+// TestBlackHoleLate: hosts are lost when offers, and then pooled streams too, have
+// aged.
+func TestBlackHoleLate(t *testing.T) {
+	const slow, timeout = 100 * time.Millisecond, 500 * time.Millisecond
+	mk := func(int) *engine { return &engine{name: modelName, slots: 8, pace: slow} }
+	small(t, mk, interToken(timeout), func(t *testing.T, w *world, asker *member) {
+		a := question("A long story.", 730)
+		w.strikes(cut, 150, 700) // after 15 s, and after 55 s more
+		got, err := asker.ask(t.Context(), a)
+		if err == nil {
+			err = asker.verify(a, got)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		const asked = rtt // offers older than ten seconds are asked for again
+		limit := timeout + rtt + asked + slow + slack
+		t.Logf("gaps %v, at most %s", got.handed, limit)
+		if len(got.hosts) != 3 || got.gap() > limit {
+			t.Errorf("%d hosts, gap %s; at most %s", len(got.hosts), got.gap(), limit)
+		}
+	})
+}
+
+// TestHang: the engine of the speaking host stops while its process lives on, and its
+// heartbeats too. The host gets its slot back.
+func TestHang(t *testing.T) {
+	tests := []struct {
+		name    string
+		timeout time.Duration
+		set     time.Duration
+	}{
+		{"default", 2 * time.Second, 0},
+		{"500 ms", 500 * time.Millisecond, 500 * time.Millisecond},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			small(t, parrot, interToken(tt.set), func(t *testing.T, w *world, asker *member) {
+				a := question("What is Mesh?", 100)
+				w.strikes(hang, 50)
+				got, err := asker.ask(t.Context(), a)
+				if err == nil {
+					err = asker.verify(a, got)
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				limit := tt.timeout + rtt + pace + slack
+				t.Logf("gap %s, at most %s", got.gap(), limit)
+				if len(got.hosts) != 2 || got.gap() < tt.timeout || got.gap() > limit {
+					t.Errorf("%d hosts spoke, gap %s; want 2 and at most %s", len(got.hosts), got.gap(), limit)
+				}
+				hung := w.member(got.hosts[0])
+				if took, err := until(time.Second, func() bool { return hung.Host.Load().Active == 0 }); err != nil {
+					t.Errorf("the slot of the host that hung is not free: %v", err)
+				} else {
+					t.Logf("its slot was free %s later", took)
+				}
+			})
+		})
+	}
+}
+
+// TestSlow: a host that is slow and steady keeps its answer, up to a pace near the
+// timeout, and beyond it when it gets slower bit by bit.
+func TestSlow(t *testing.T) {
+	tests := []struct {
+		name string
+		set  time.Duration
+		at   func(position int) time.Duration
+	}{
+		{"1.8 s per token", 0, func(int) time.Duration { return 1800 * time.Millisecond }},
+		{"400 ms per token of 500 ms", 500 * time.Millisecond, func(int) time.Duration { return 400 * time.Millisecond }},
+		{"slower and slower", 0, func(i int) time.Duration { return time.Second + time.Duration(i)*200*time.Millisecond }},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			small(t, func(int) *engine { return &engine{name: modelName, slots: 8} }, interToken(tt.set), func(t *testing.T, w *world, asker *member) {
+				for i := range 20 {
+					w.faults = append(w.faults, fault{i, func(ctx context.Context, m *member) {
+						sleep(ctx, tt.at(i))
+						w.mu.Lock()
+						m.stuck = false
+						w.mu.Unlock()
+					}})
+				}
+				a := question("Slowly, please.", 20)
+				got, err := asker.ask(t.Context(), a)
+				if err == nil {
+					err = asker.verify(a, got)
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				if len(got.hosts) != 1 || got.usage.Segments != 1 {
+					t.Errorf("%d hosts in %d segments: an honest slow host was given up", len(got.hosts), got.usage.Segments)
+				}
+			})
+		})
+	}
+}
+
+// TestShortPartition: the links fail and come back before anybody may lose patience.
+func TestShortPartition(t *testing.T) {
+	small(t, parrot, nil, func(t *testing.T, w *world, asker *member) {
+		const outage = 400 * time.Millisecond
+		a := question("What is Mesh?", 100)
+		w.strikes(func(_ context.Context, m *member) {
+			w.net.Cut(m.index)
+			time.AfterFunc(outage, func() { w.net.Heal(m.index) })
+		}, 50)
+		got, err := asker.ask(t.Context(), a)
+		if err == nil {
+			err = asker.verify(a, got)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("gap %s with an outage of %s", got.gap(), outage)
+		if len(got.hosts) != 1 || got.gap() < outage {
+			t.Errorf("%d hosts spoke, gap %s", len(got.hosts), got.gap())
+		}
+	})
+}
+
+// TestPartition parts half of the hosts, the speaking one among them, from the rest
+// for longer than connections live. The answer goes on. After it is healed they
+// answer again, alone.
+func TestPartition(t *testing.T) {
+	small(t, parrot, nil, func(t *testing.T, w *world, asker *member) {
+		a := question("What is Mesh?", 100)
+		var far []*member
+		w.strikes(func(_ context.Context, speaking *member) {
+			far = append(far, speaking)
+			for _, m := range w.members[1:8] {
+				if m != speaking && len(far) < 4 {
+					far = append(far, m)
+				}
+			}
+			w.part(far, p2psim.Path{Drop: true})
+		}, 50)
+		got, err := asker.ask(t.Context(), a)
+		if err == nil {
+			err = asker.verify(a, got)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if w.left() > 0 || len(got.hosts) < 2 || got.gap() > 2*time.Second+rtt+pace+slack {
+			t.Errorf("%d faults to come, %d hosts spoke, gap %s", w.left(), len(got.hosts), got.gap())
+		}
+		time.Sleep(45 * time.Second) // connections die after 30 s
+		for _, m := range far {
+			if m.index != 0 && asker.Net.Connected(m.Net.Address()) {
+				t.Error("the partition is none")
+			}
+		}
+		w.part(far, p2psim.Path{})
+		time.Sleep(20 * time.Second)
+		for _, m := range w.members[:8] {
+			if !slices.Contains(far, m) {
+				w.kill(m)
+			}
+		}
+		got, err = asker.ask(t.Context(), a)
+		if err == nil {
+			err = asker.verify(a, got)
+		}
+		if err != nil {
+			t.Fatalf("after the partition: %v", err)
+		}
+		t.Logf("after the partition, the other half killed: first token after %s", got.first)
+	})
+}
+
+// part sets the paths between some nodes and all others.
+func (w *world) part(some []*member, p p2psim.Path) {
+	for _, a := range some {
+		for _, b := range w.members {
+			if !slices.Contains(some, b) {
+				w.net.SetPath(a.index, b.index, p)
+			}
+		}
+	}
+}
