@@ -98,6 +98,30 @@ func benchmark(b *testing.B, name string, threads int) {
 	}
 }
 
+// BenchmarkHosts runs several engines of one thread on one machine, as "mesh dev"
+// does.
+func BenchmarkHosts(b *testing.B) {
+	const hosts, tokens = 4, 200
+	var engines []*Engine
+	for range hosts {
+		engines = append(engines, start(b, Config{File: builtinFile(b), Threads: 1}))
+	}
+	best := 0.0
+	for b.Loop() {
+		begin := time.Now()
+		var all sync.WaitGroup
+		for _, e := range engines {
+			all.Go(func() {
+				mustAsk(b, e, inference.Generation{Prompt: []int32{1}, MaxTokens: tokens, IgnoreEOS: true})
+			})
+		}
+		all.Wait()
+		best = max(best, hosts*tokens/time.Since(begin).Seconds())
+	}
+	b.ReportMetric(best, "tokens/s")
+	b.ReportMetric(0, "ns/op")
+}
+
 // cpuTime is the processor time that the process has taken.
 func cpuTime() time.Duration {
 	var u syscall.Rusage

@@ -3,6 +3,7 @@ package native
 import (
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"math"
 	"slices"
 
@@ -35,24 +36,23 @@ type graph struct {
 	part   []float32 // one matrix of a product that is not stacked
 	acts   kernel.Activations
 	query  []kernel.Query
+	runs   [][2]int // first and last+1 of the inputs of each sequence
 
 	// The results of the last step.
 	bad    []bool      // [T]: a value left the numeric contract
 	leaves []mesh.Hash // [T]: H(little-endian bits of the hidden state after the last norm)
 	logits []float32   // [wanted][vocab]
 
-	bits     []byte
-	embedFn  func(lo, hi int)
-	rotateFn func(lo, hi int)
-	ffnFn    func(lo, hi int)
-	leafFn   func(lo, hi int)
-	layer    *layer // of rotateFn
+	bits  []byte
+	layer int // that rotate and store work on
+	// The work on rows, as functions that are made once: made in a step, they would
+	// be garbage.
+	embedFn, rotateFn, storeFn, gateFn, leafFn func(lo, hi int)
 }
 
 func newGraph(net *network, pool *kernel.Pool) *graph {
 	g := &graph{net: net, pool: pool}
-	// Made once: a closure made in a step would be garbage.
-	g.embedFn, g.rotateFn, g.ffnFn, g.leafFn = g.embed, g.rotate, g.gate, g.leaf
+	g.embedFn, g.rotateFn, g.storeFn, g.gateFn, g.leafFn = g.embed, g.rotate, g.store, g.gate, g.leaf
 	return g
 }
 
@@ -77,6 +77,13 @@ func (g *graph) step() {
 	resize(&g.angles, t*n.HeadDim)
 	resize(&g.bits, t*n.Width*4)
 	resize(&g.leaves, t)
+	g.runs = g.runs[:0]
+	for i := range g.inputs {
+		if i == 0 || &g.inputs[i].cache[0] != &g.inputs[i-1].cache[0] {
+			g.runs = append(g.runs, [2]int{i, i})
+		}
+		g.runs[len(g.runs)-1][1]++
+	}
 	g.pool.Run(t, 8, g.embedFn)
 	for i := range n.layers {
 		g.attention(i)
@@ -103,19 +110,15 @@ func (g *graph) attention(i int) {
 	n, l, t := g.net, &g.net.layers[i], len(g.inputs)
 	g.pool.RMSNorm(g.y, g.x, l.attnNorm, n.Eps)
 	g.mul(g.qkv, &l.qkv, g.y, n.Width)
-	g.layer = l
+	g.layer = i
 	g.pool.Run(t, 8, g.rotateFn)
-	q, kv, stride := n.Heads*n.HeadDim, n.KVHeads*n.HeadDim, n.stride()
+	g.pool.Run(len(g.runs), 4, g.storeFn)
+	q, stride := n.Heads*n.HeadDim, n.stride()
 	g.query = g.query[:0]
 	for j := range g.inputs {
-		in, row := &g.inputs[j], g.qkv[j*stride:(j+1)*stride]
-		if err := in.cache[i].Store(in.position, row[q:q+kv], row[q+kv:]); err != nil {
-			g.bad[j] = true
-			clear(row) // what is stored and read stays finite
-			_ = in.cache[i].Store(in.position, row[q:q+kv], row[q+kv:])
-		}
+		in := &g.inputs[j]
 		g.query = append(g.query, kernel.Query{
-			Cache: in.cache[i], Position: in.position, Q: row[:q], Out: g.mixed[j*q : (j+1)*q],
+			Cache: in.cache[i], Position: in.position, Q: g.qkv[j*stride:][:q], Out: g.mixed[j*q:][:q],
 		})
 	}
 	g.pool.Attention(g.query, n.Heads, n.scale)
@@ -128,7 +131,7 @@ func (g *graph) attention(i int) {
 
 // rotate applies biases, norms of heads and RoPE to rows of q, k and v.
 func (g *graph) rotate(lo, hi int) {
-	n, l := g.net, g.layer
+	n, l := g.net, &g.net.layers[g.layer]
 	q, k, stride := n.Heads*n.HeadDim, (n.Heads+n.KVHeads)*n.HeadDim, n.stride()
 	for t := lo; t < hi; t++ {
 		row := g.qkv[t*stride : (t+1)*stride]
@@ -140,6 +143,26 @@ func (g *graph) rotate(lo, hi int) {
 			normHeads(row[q:k], l.kNorm, n.Eps)
 		}
 		n.rope.Rotate(row[:k], n.HeadDim, g.angles[t*n.HeadDim:(t+1)*n.HeadDim])
+	}
+}
+
+// store keeps the keys and values of sequences; a cache has one writer at a time.
+func (g *graph) store(lo, hi int) {
+	n := g.net
+	q, kv, stride := n.Heads*n.HeadDim, n.KVHeads*n.HeadDim, n.stride()
+	for _, run := range g.runs[lo:hi] {
+		for t := run[0]; t < run[1]; t++ {
+			in, row := &g.inputs[t], g.qkv[t*stride:(t+1)*stride]
+			cache := in.cache[g.layer]
+			if cache.Store(in.position, row[q:q+kv], row[q+kv:]) == nil {
+				continue
+			}
+			g.bad[t] = true
+			clear(row) // what is stored and read stays finite
+			if err := cache.Store(in.position, row[q:q+kv], row[q+kv:]); err != nil {
+				panic(err) // zeros have a place in every format
+			}
+		}
 	}
 }
 
@@ -155,7 +178,7 @@ func (g *graph) feedForward(i int) {
 	n, l := g.net, &g.net.layers[i]
 	g.pool.RMSNorm(g.y, g.x, l.ffnNorm, n.Eps)
 	g.mul(g.ffn, &l.gateUp, g.y, n.Width)
-	g.pool.Run(len(g.inputs), max(1, 8192/n.FFN), g.ffnFn)
+	g.pool.Run(len(g.inputs), max(1, 8192/n.FFN), g.gateFn)
 	g.mul(g.y, &l.down, g.act, n.FFN)
 	kernel.Add(g.x, g.y)
 }
@@ -232,7 +255,11 @@ func badTokens(err error) []int {
 	if err == nil {
 		return nil
 	}
-	return err.(*kernel.NumericError).Tokens // MatMul has no other
+	var numeric *kernel.NumericError
+	if !errors.As(err, &numeric) {
+		panic(err) // MatMul has no other
+	}
+	return numeric.Tokens
 }
 
 // leaf hashes hidden states.

@@ -190,7 +190,9 @@ func (s *scheduler) reserve(q *sequence, positions int) bool {
 		s.memory.give(youngest.store)
 		youngest.store, youngest.computed = nil, 0
 		s.e.mu.Lock()
-		s.e.queue = slices.Insert(s.e.queue, 0, youngest)
+		if !youngest.cancelled.Load() { // else leave has looked into the queue already
+			s.e.queue = slices.Insert(s.e.queue, 0, youngest)
+		}
 		s.e.active = len(s.active)
 		s.e.mu.Unlock()
 		if youngest == q {

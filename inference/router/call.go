@@ -59,7 +59,8 @@ type call struct {
 	advanced  time.Time // progress before the first token
 	progress  inference.Progress
 	lastToken time.Time
-	pace      average // seconds per token
+	pace      average       // seconds per token
+	patience  time.Duration // granted once per silence, for being late oneself
 }
 
 // call streams the rest of the choice from one host. It returns nil when the answer
@@ -166,6 +167,7 @@ func (k *call) watch(ctx context.Context) error {
 	sent := k.sent
 	for {
 		at, l := k.deadline()
+		at = at.Add(k.patience)
 		timer.Reset(time.Until(at))
 		select {
 		case <-ctx.Done():
@@ -178,6 +180,12 @@ func (k *call) watch(ctx context.Context) error {
 				return err
 			}
 		case <-timer.C:
+			// A timer that is late tells that this machine is: what the host said may
+			// be here, unread.
+			if late := time.Since(at); late > 5*time.Millisecond && k.patience == 0 {
+				k.patience = min(4*late, k.c.q.r.cfg.Silence)
+				continue
+			}
 			return l
 		}
 	}
@@ -213,7 +221,7 @@ func (k *call) deadline() (time.Time, *lost) {
 // take handles one arrival.
 func (k *call) take(a arrival) (done bool, err error) {
 	now := time.Now()
-	k.lastByte = now
+	k.lastByte, k.patience = now, 0
 	if a.err != nil {
 		return false, k.broke(a.err)
 	}

@@ -14,6 +14,9 @@ import (
 // pointsLiar is the penalty of a host that signed what is not so.
 const pointsLiar = 100
 
+// secondTry is how long to wait before a host that was lost is tried again.
+const secondTry = 100 * time.Millisecond
+
 // choice is one answer, made by one host after the other. One goroutine owns it.
 type choice struct {
 	q     *question
@@ -31,9 +34,9 @@ type choice struct {
 	hosts    int           // tried
 	invalid  error         // what a host found wrong with the request
 	invalids int           // hosts that did
-	wait     time.Duration // until the least busy host has room; 0: none was busy
+	wait     time.Duration // until some host may be worth a second try; 0: none is
 	searched bool          // a task was announced
-	again    bool          // hosts that were busy get a second chance
+	again    bool          // the second try is on
 	keeping  sync.WaitGroup
 }
 
@@ -78,7 +81,8 @@ func (c *choice) run(ctx context.Context) error {
 }
 
 // next returns the host to try. When nobody known takes the question it is announced
-// as a task, once; after that, hosts that were only busy are tried again, once.
+// as a task, once; after that, hosts that were busy or out of reach are tried again,
+// once.
 func (c *choice) next(ctx context.Context) (ranked, error) {
 	for {
 		list, err := c.q.pick(ctx, c.tried)
@@ -125,24 +129,28 @@ func (c *choice) giveUp(peer mesh.Address, l *lost) {
 	r.meter.failovers.WithLabelValues(l.why).Inc()
 	r.cfg.Log.Info("a host was given up", "host", peer, "why", l.why, "error", l.err,
 		"request", c.q.req.Hash, "choice", c.index, "token", len(c.tokens))
+	again := secondTry
 	switch {
 	case l.refusal == nil:
 		r.hosts.failed(k, l.why == whyLied)
 		if l.why == whyLied {
+			again = 0
 			c.read() // it may have taken in tokens of the lie
 			r.cfg.Penalise(peer, "infer: "+l.err.Error(), pointsLiar)
 		}
 	case l.refusal.Code == inference.CodeBusy || l.refusal.Code == inference.CodeReplay:
-		wait := max(time.Duration(l.refusal.WaitMs)*time.Millisecond, 100*time.Millisecond)
-		if c.wait == 0 || wait < c.wait {
-			c.wait = wait
-		}
-		r.hosts.busy(k, wait)
+		again = max(time.Duration(l.refusal.WaitMs)*time.Millisecond, secondTry)
+		r.hosts.busy(k, again)
 	case errors.Is(l.refusal, inference.ErrInvalid) && len(c.tokens) == 0:
+		again = 0
 		c.invalids++
 		c.invalid = l.refusal
 	default:
+		again = 0
 		r.hosts.failed(k, false)
+	}
+	if again > 0 && (c.wait == 0 || again < c.wait) {
+		c.wait = again
 	}
 }
 

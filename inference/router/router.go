@@ -73,7 +73,7 @@ type Config struct {
 
 	FirstToken time.Duration // without progress before the first token; default 30 s
 	InterToken time.Duration // without a token after it; default 2 s, or 4 times the stream's own pace
-	Silence    time.Duration // without a byte, heartbeats included; default 750 ms
+	Silence    time.Duration // without a byte, heartbeats included; default 1 s
 	Connect    time.Duration // until the call is sent; default 2 s
 	Prefill    time.Duration // until the first token, whatever the progress; default 5 min
 	OfferWait  time.Duration // for offers of candidates; default 250 ms
@@ -110,7 +110,7 @@ func (c *Config) complete() error {
 	}
 	c.FirstToken = orDefault(c.FirstToken, 30*time.Second)
 	c.InterToken = orDefault(c.InterToken, 2*time.Second)
-	c.Silence = orDefault(c.Silence, 750*time.Millisecond)
+	c.Silence = orDefault(c.Silence, time.Second)
 	c.Connect = orDefault(c.Connect, 2*time.Second)
 	c.Prefill = orDefault(c.Prefill, 5*time.Minute)
 	c.OfferWait = orDefault(c.OfferWait, 250*time.Millisecond)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"testing"
 	"time"
 
 	"github.com/gonka-mesh/mesh"
@@ -64,6 +65,19 @@ func (m *member) ask(ctx context.Context, a inference.Ask) (answer, error) {
 		return nil
 	})
 	return got, err
+}
+
+// answered asks, and fails the test unless the answer is the undisturbed one.
+func (m *member) answered(t *testing.T, a inference.Ask) answer {
+	t.Helper()
+	got, err := m.ask(t.Context(), a)
+	if err == nil {
+		err = m.verify(a, got)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return got
 }
 
 // undisturbed computes an answer in this process, without a mesh.

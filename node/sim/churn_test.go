@@ -38,7 +38,7 @@ type outcome struct {
 	departed int
 }
 
-// TestChurn: half of the hosts go per minute.
+// TestChurn: six of ten hosts go per minute.
 func TestChurn(t *testing.T) {
 	churn{hosts: 10, askers: 2, percent: 60, away: 10 * time.Second, every: time.Second, tokens: 40, lasts: 90 * time.Second}.run(t, 5)
 }
@@ -118,7 +118,7 @@ func (c churn) come(w *world, out *outcome, rng *rand.Rand) {
 		until time.Time
 	}
 	var absent []absence
-	for end := time.Now().Add(c.lasts); time.Now().Before(end); time.Sleep(every/2 + rand.N(every)) {
+	for end := time.Now().Add(c.lasts); time.Now().Before(end); time.Sleep(every/2 + time.Duration(rng.Int64N(int64(every)))) {
 		var there []*member
 		for _, m := range w.members {
 			if m.engine != nil && m.index > 0 && !m.gone {

@@ -43,21 +43,9 @@ func TestBlackHole(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			small(t, parrot, interToken(tt.timeout), func(t *testing.T, w *world, asker *member) {
 				a := question("What is Mesh?", 120)
-				whole, err := asker.ask(t.Context(), a)
-				if err == nil {
-					err = asker.verify(a, whole)
-				}
-				if err != nil {
-					t.Fatalf("undisturbed: %v", err)
-				}
+				whole := asker.answered(t, a)
 				w.strikes(cut, tt.lost...)
-				got, err := asker.ask(t.Context(), a)
-				if err == nil {
-					err = asker.verify(a, got)
-				}
-				if err != nil {
-					t.Fatal(err)
-				}
+				got := asker.answered(t, a)
 				if n := w.left(); n > 0 {
 					t.Fatalf("%d hosts were not lost", n)
 				}
@@ -87,13 +75,7 @@ func TestBlackHoleLate(t *testing.T) {
 	small(t, mk, interToken(timeout), func(t *testing.T, w *world, asker *member) {
 		a := question("A long story.", 730)
 		w.strikes(cut, 150, 700) // after 15 s, and after 55 s more
-		got, err := asker.ask(t.Context(), a)
-		if err == nil {
-			err = asker.verify(a, got)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		got := asker.answered(t, a)
 		const asked = rtt // offers older than ten seconds are asked for again
 		limit := timeout + rtt + asked + slow + slack
 		t.Logf("gaps %v, at most %s", got.handed, limit)
@@ -119,13 +101,7 @@ func TestHang(t *testing.T) {
 			small(t, parrot, interToken(tt.set), func(t *testing.T, w *world, asker *member) {
 				a := question("What is Mesh?", 100)
 				w.strikes(hang, 50)
-				got, err := asker.ask(t.Context(), a)
-				if err == nil {
-					err = asker.verify(a, got)
-				}
-				if err != nil {
-					t.Fatal(err)
-				}
+				got := asker.answered(t, a)
 				limit := tt.timeout + rtt + pace + slack
 				t.Logf("gap %s, at most %s", got.gap(), limit)
 				if len(got.hosts) != 2 || got.gap() < tt.timeout || got.gap() > limit {
@@ -166,13 +142,7 @@ func TestSlow(t *testing.T) {
 					}})
 				}
 				a := question("Slowly, please.", 20)
-				got, err := asker.ask(t.Context(), a)
-				if err == nil {
-					err = asker.verify(a, got)
-				}
-				if err != nil {
-					t.Fatal(err)
-				}
+				got := asker.answered(t, a)
 				if len(got.hosts) != 1 || got.usage.Segments != 1 {
 					t.Errorf("%d hosts in %d segments: an honest slow host was given up", len(got.hosts), got.usage.Segments)
 				}
@@ -190,13 +160,7 @@ func TestShortPartition(t *testing.T) {
 			w.net.Cut(m.index)
 			time.AfterFunc(outage, func() { w.net.Heal(m.index) })
 		}, 50)
-		got, err := asker.ask(t.Context(), a)
-		if err == nil {
-			err = asker.verify(a, got)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		got := asker.answered(t, a)
 		t.Logf("gap %s with an outage of %s", got.gap(), outage)
 		if len(got.hosts) != 1 || got.gap() < outage {
 			t.Errorf("%d hosts spoke, gap %s", len(got.hosts), got.gap())
@@ -220,13 +184,7 @@ func TestPartition(t *testing.T) {
 			}
 			w.part(far, p2psim.Path{Drop: true})
 		}, 50)
-		got, err := asker.ask(t.Context(), a)
-		if err == nil {
-			err = asker.verify(a, got)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		got := asker.answered(t, a)
 		if w.left() > 0 || len(got.hosts) < 2 || got.gap() > 2*time.Second+rtt+pace+slack {
 			t.Errorf("%d faults to come, %d hosts spoke, gap %s", w.left(), len(got.hosts), got.gap())
 		}
@@ -243,14 +201,55 @@ func TestPartition(t *testing.T) {
 				w.kill(m)
 			}
 		}
-		got, err = asker.ask(t.Context(), a)
-		if err == nil {
-			err = asker.verify(a, got)
-		}
-		if err != nil {
-			t.Fatalf("after the partition: %v", err)
-		}
+		got = asker.answered(t, a)
 		t.Logf("after the partition, the other half killed: first token after %s", got.first)
+	})
+}
+
+// TestLeave: the speaking host leaves in order, and does not wait for its answers.
+func TestLeave(t *testing.T) {
+	small(t, parrot, nil, func(t *testing.T, w *world, asker *member) {
+		a := question("What is Mesh?", 100)
+		w.strikes(func(ctx context.Context, m *member) {
+			w.leave(m)
+			<-ctx.Done()
+		}, 50)
+		got := asker.answered(t, a)
+		limit := rtt + pace + slack
+		t.Logf("gap %s, at most %s", got.gap(), limit+pace)
+		if len(got.hosts) != 2 || got.gap() > limit+pace {
+			t.Errorf("%d hosts spoke, gap %s", len(got.hosts), got.gap())
+		}
+	})
+}
+
+// TestLoss: one packet in twenty of the asking node's is lost. No host is given up.
+func TestLoss(t *testing.T) {
+	small(t, parrot, nil, func(t *testing.T, w *world, asker *member) {
+		w.part([]*member{asker}, p2psim.Path{Loss: 0.05})
+		a := question("What is Mesh?", 200)
+		got := asker.answered(t, a)
+		t.Logf("gap %s", got.gap())
+		if len(got.hosts) != 1 {
+			t.Errorf("%d hosts spoke: lost packets are no reason to give one up", len(got.hosts))
+		}
+	})
+}
+
+// TestAskerOffline: the asking node itself is cut off for three seconds.
+func TestAskerOffline(t *testing.T) {
+	small(t, parrot, nil, func(t *testing.T, w *world, asker *member) {
+		const outage = 3 * time.Second
+		a := question("What is Mesh?", 100)
+		w.strikes(func(context.Context, *member) {
+			w.net.Cut(asker.index)
+			time.AfterFunc(outage, func() { w.net.Heal(asker.index) })
+		}, 50)
+		got := asker.answered(t, a)
+		t.Logf("gap %s with an outage of %s", got.gap(), outage)
+		if got.gap() > outage+time.Second {
+			t.Errorf("gap of %s", got.gap())
+		}
 	})
 }
 

@@ -27,7 +27,6 @@ import (
 // crowd is a network of many nodes, one in ten of which serves the model.
 type crowd struct {
 	*world
-	seed    uint64
 	rng     *rand.Rand
 	full    int // nodes of the network, newcomers not counted
 	serving int
@@ -42,13 +41,9 @@ const one = 10 // node in so many serves
 // the bootstrap node and that many others that were there before it.
 func gather(t *testing.T, n, known int, seed uint64, f func(t *testing.T, c *crowd)) {
 	t.Logf("seed %d", seed)
-	simulate(t, p2psim.Config{Seed: seed}, func(t *testing.T, w *world) {
-		c := &crowd{world: w, seed: seed, rng: rand.New(rand.NewPCG(seed, 1)), full: n}
-		for i := range n + 8 { // with room for newcomers
-			for j := range i {
-				w.net.SetPath(i, j, p2psim.Path{Latency: time.Duration(5+c.rng.IntN(71)) * time.Millisecond})
-			}
-		}
+	links := p2psim.Config{Seed: seed, Latency: 5 * time.Millisecond, Spread: 70 * time.Millisecond}
+	simulate(t, links, func(t *testing.T, w *world) {
+		c := &crowd{world: w, rng: rand.New(rand.NewPCG(seed, 1)), full: n}
 		begin := time.Now()
 		for i := range n {
 			var e *engine
@@ -180,7 +175,7 @@ func (s spread) String() string {
 }
 
 // measure checks what is promised of large networks, and prints a row of the table.
-func (c *crowd) measure(t *testing.T) {
+func (c *crowd) measure(t *testing.T, messages int) {
 	joined := resources()
 	conns := 0
 	for _, m := range c.members {
@@ -199,7 +194,7 @@ func (c *crowd) measure(t *testing.T) {
 		}
 	}
 	for _, size := range []int{300, 4 << 10} {
-		s, err := c.gossip(20, size)
+		s, err := c.gossip(messages, size)
 		if err != nil {
 			t.Error(err)
 			continue
@@ -253,7 +248,7 @@ func TestCrowd(t *testing.T) {
 		t.Skip("50 nodes take some ten seconds of CPU")
 	}
 	gather(t, 50, 0, 3, func(t *testing.T, c *crowd) {
-		c.measure(t)
+		c.measure(t, 10)
 		c.findUnknown(t)
 	})
 }
@@ -270,7 +265,7 @@ func TestSimCrowd(t *testing.T) {
 	}
 	begin := time.Now()
 	gather(t, nodes, 8, 3, func(t *testing.T, c *crowd) {
-		c.measure(t)
+		c.measure(t, 20)
 		c.findUnknown(t)
 	})
 	t.Logf("wall time %s", time.Since(begin).Round(time.Second))

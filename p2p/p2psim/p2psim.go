@@ -11,6 +11,7 @@
 package p2psim
 
 import (
+	"encoding/binary"
 	"fmt"
 	"io"
 	"log/slog"
@@ -30,6 +31,7 @@ const Port = 4700
 type Config struct {
 	Seed      uint64        // of the lost packets
 	Latency   time.Duration // one way, between nodes without a path of their own; default 20 ms
+	Spread    time.Duration // of the latency: each pair draws 0 to this on top, by the seed
 	Bandwidth int           // bits per second of each node, up and down each; default 100 Mbit/s
 }
 
@@ -129,7 +131,18 @@ func (n *Net) latency(from, to netip.Addr) time.Duration {
 	if p := n.paths[[2]netip.Addr{from, to}]; p.Latency > 0 {
 		return p.Latency
 	}
-	return n.cfg.Latency
+	return n.cfg.Latency + n.spread(from, to)
+}
+
+// spread returns what the latency of a pair has above the least, the same both ways.
+func (n *Net) spread(a, b netip.Addr) time.Duration {
+	if n.cfg.Spread <= 0 || !a.Is4() || !b.Is4() {
+		return 0
+	}
+	x, y := a.As4(), b.As4()
+	i, j := binary.BigEndian.Uint32(x[:]), binary.BigEndian.Uint32(y[:])
+	drawn := rand.NewPCG(n.cfg.Seed, uint64(min(i, j))<<32|uint64(max(i, j))).Uint64()
+	return time.Duration(drawn % uint64(n.cfg.Spread+1))
 }
 
 // lost draws whether a packet vanishes.

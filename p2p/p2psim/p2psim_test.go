@@ -94,3 +94,33 @@ func TestListen(t *testing.T) {
 		}
 	})
 }
+
+// TestSpread: each pair has a latency of its own, the same in both directions and in
+// another network of the same seed, and all together fill the range.
+func TestSpread(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const least, spread = 5 * time.Millisecond, 70 * time.Millisecond
+		n, again, other := New(Config{Seed: 3, Latency: least, Spread: spread}), New(Config{Seed: 3, Latency: least, Spread: spread}), New(Config{Seed: 4, Latency: least, Spread: spread})
+		defer n.Close()
+		defer again.Close()
+		defer other.Close()
+		var sum time.Duration
+		differ, pairs := 0, 0
+		for i := range 100 {
+			for j := range i {
+				l := n.latency(IP(i), IP(j))
+				if l != n.latency(IP(j), IP(i)) || l != again.latency(IP(i), IP(j)) || l < least || l > least+spread {
+					t.Fatalf("latency of %d and %d: %s", i, j, l)
+				}
+				if l != other.latency(IP(i), IP(j)) {
+					differ++
+				}
+				sum += l
+				pairs++
+			}
+		}
+		if mean := sum / time.Duration(pairs); mean < 38*time.Millisecond || mean > 42*time.Millisecond || differ < pairs*9/10 {
+			t.Errorf("mean %s, %d of %d differ under another seed", mean, differ, pairs)
+		}
+	})
+}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"os"
 	"slices"
+	"sync"
 	"testing"
 
 	"github.com/gonka-mesh/mesh/inference/model"
@@ -118,4 +119,26 @@ func TestHeldOutPrompts(t *testing.T) {
 	if n != 746 {
 		t.Errorf("%d held-out prompts: want 746", n)
 	}
+}
+
+func TestConcurrentUse(t *testing.T) {
+	f, err := Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			tpl, err := f.Template()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			ids, err := tpl.Encode([]model.Message{{Role: "user", Content: "What is Mesh?"}}, "")
+			if err != nil || len(ids) != 12 {
+				t.Errorf("got %v, %v", ids, err)
+			}
+		})
+	}
+	wg.Wait()
 }
