@@ -111,10 +111,10 @@ func TestConfigFile(t *testing.T) {
 	if err := ReadConfig(path, &c); err != nil || c.Network != "dev" || len(c.Models) != 2 || c.PriceOutput != 7 {
 		t.Fatalf("%+v, %v", c, err)
 	}
-	if err := os.WriteFile(path, []byte("netwrok: dev\n"), 0o600); err != nil {
+	if err := os.WriteFile(path, []byte("bootstraps: dev\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := ReadConfig(path, &c); err == nil || !strings.Contains(err.Error(), "netwrok") {
+	if err := ReadConfig(path, &c); err == nil || !strings.Contains(err.Error(), "bootstraps") {
 		t.Fatalf("an unknown key passes: %v", err)
 	}
 }

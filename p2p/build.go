@@ -21,6 +21,7 @@ import (
 	bhost "github.com/libp2p/go-libp2p/p2p/host/basic"
 	"github.com/libp2p/go-libp2p/p2p/muxer/yamux"
 	"github.com/libp2p/go-libp2p/p2p/net/connmgr"
+	"github.com/libp2p/go-libp2p/p2p/net/swarm"
 	"github.com/libp2p/go-libp2p/p2p/security/noise"
 	libp2ptls "github.com/libp2p/go-libp2p/p2p/security/tls"
 	libp2pquic "github.com/libp2p/go-libp2p/p2p/transport/quic"
@@ -55,7 +56,7 @@ func (h *Host) build() (host.Host, error) {
 		libp2p.ResourceManager(limits),
 		libp2p.BandwidthReporter(h.meter),
 		libp2p.DisableMetrics(),
-		libp2p.DialRanker(rankAddrs),
+		libp2p.SwarmOpts(swarm.WithDialRanker(rankAddrs)),
 		libp2p.Security(libp2ptls.ID, libp2ptls.New),
 		libp2p.Security(noise.ID, noise.New),
 		libp2p.Muxer(yamux.ID, yamux.DefaultTransport),

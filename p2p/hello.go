@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
@@ -41,8 +42,9 @@ type hellos struct {
 
 // greeting is the state of one connection.
 type greeting struct {
-	done chan struct{} // closed when decided
-	err  error         // set before done is closed
+	done  chan struct{} // closed when decided
+	err   error         // set before done is closed
+	asked atomic.Bool   // the peer opened its hello stream
 }
 
 // said is what a peer announced.
@@ -242,6 +244,11 @@ func (s *hellos) answer(st network.Stream) {
 	c := st.Conn()
 	g := s.greeting(c)
 	defer st.Reset()
+	if g.asked.Swap(true) {
+		// One says hello once; more streams of it are hoarded ones.
+		s.h.gate.penalise(c.RemotePeer(), "hello: said again", pointsBadFrame)
+		return
+	}
 	st.SetDeadline(time.Now().Add(helloTimeout))
 	hello := &p2ppb.Hello{}
 	if err := ReadMessage(st, helloLimit, hello); err != nil {

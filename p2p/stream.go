@@ -28,8 +28,9 @@ const (
 )
 
 const (
-	dialTimeout   = 15 * time.Second // of a Dial whose context has no deadline
-	directTimeout = 3 * time.Second  // of dialling a peer that is connected through a relay
+	dialTimeout   = 15 * time.Second        // of a Dial whose context has no deadline
+	directTimeout = 3 * time.Second         // of dialling a peer that is connected through a relay
+	silentFor     = 1500 * time.Millisecond // after which a stream that brought nothing is held against the peer
 )
 
 // ErrNoAddress is returned by Dial for a peer that nobody knows an address of.
@@ -162,6 +163,7 @@ type Conn struct {
 	peer mesh.Address
 
 	lane   *lane // nil for streams that this node opened
+	opened time.Time
 	idle   time.Duration
 	timer  *time.Timer
 	active atomic.Int64 // Unix nanoseconds of the last progress
@@ -170,7 +172,7 @@ type Conn struct {
 }
 
 func newConn(h *Host, st network.Stream, l *lane) *Conn {
-	c := &Conn{Stream: st, host: h, lane: l}
+	c := &Conn{Stream: st, host: h, lane: l, opened: time.Now()}
 	c.peer, _ = addressOf(st.Conn().RemotePeer())
 	if l != nil && l.limits.Idle > 0 {
 		c.idle = l.limits.Idle
@@ -187,9 +189,6 @@ func (c *Conn) checkIdle() {
 	if rest > 0 {
 		c.timer.Reset(rest)
 		return
-	}
-	if !c.spoke.Load() {
-		c.host.gate.penalise(c.Stream.Conn().RemotePeer(), c.lane.name+": stream opened and not used", pointsSilent)
 	}
 	c.Reset(CodeIdle)
 }
@@ -234,8 +233,14 @@ func (c *Conn) end() {
 		if c.timer != nil {
 			c.timer.Stop()
 		}
-		if c.lane != nil {
-			c.lane.release(c.Stream.Conn().RemotePeer())
+		if c.lane == nil {
+			return
+		}
+		id := c.Stream.Conn().RemotePeer()
+		c.lane.release(id)
+		// An honest peer's stream brings its first bytes with it.
+		if !c.spoke.Load() && time.Since(c.opened) >= min(silentFor, c.idle) {
+			c.host.gate.penalise(id, c.lane.name+": stream opened and not used", pointsSilent)
 		}
 	})
 }

@@ -70,12 +70,13 @@ func (t *Tokenizer) initBPE(h *header) error {
 	}
 	ids := make(map[string]int32, len(t.texts))
 	for i, text := range t.texts {
-		if t.kinds[i] == kindNormal {
+		switch t.kinds[i] {
+		case kindNormal:
 			if _, ok := ids[text]; !ok {
 				ids[text] = int32(i)
 			}
 			t.pieces[i] = decodeAlphabet(text)
-		} else if t.kinds[i] == kindUserDefined {
+		case kindUserDefined:
 			t.pieces[i] = text
 		}
 	}
@@ -174,7 +175,7 @@ type merger struct {
 	queue   heap[candidate]
 }
 
-func (c candidate) less(d candidate) bool { return c.order < d.order }
+func (c candidate) Less(d candidate) bool { return c.order < d.order }
 
 func (m *merger) word(dst []int32, e *bpe, word string) []int32 {
 	m.symbols = m.symbols[:0]

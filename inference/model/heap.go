@@ -1,14 +1,14 @@
 package model
 
 // heap is a binary heap with the least element first.
-type heap[T interface{ less(T) bool }] []T
+type heap[T interface{ Less(T) bool }] []T
 
 func (h *heap[T]) push(x T) {
 	s := append(*h, x)
 	i := len(s) - 1
 	for i > 0 {
 		up := (i - 1) / 2
-		if !x.less(s[up]) {
+		if !x.Less(s[up]) {
 			break
 		}
 		s[i] = s[up]
@@ -32,10 +32,10 @@ func (h *heap[T]) pop() T {
 		if down >= len(s) {
 			break
 		}
-		if down+1 < len(s) && s[down+1].less(s[down]) {
+		if down+1 < len(s) && s[down+1].Less(s[down]) {
 			down++
 		}
-		if !s[down].less(x) {
+		if !s[down].Less(x) {
 			break
 		}
 		s[i] = s[down]

@@ -87,7 +87,7 @@ type spmCandidate struct {
 	n     int32 // bytes of the merged piece: stale when the symbols no longer add up
 }
 
-func (c spmCandidate) less(d spmCandidate) bool {
+func (c spmCandidate) Less(d spmCandidate) bool {
 	return c.score > d.score || c.score == d.score && c.left < d.left
 }
 

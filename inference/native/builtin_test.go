@@ -3,6 +3,7 @@ package native
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"math"
 	"os"
 	"slices"
@@ -19,10 +20,11 @@ type golden struct {
 	ToleranceF32 float64 `json:"tolerance_f32"`
 	ToleranceQ8  float64 `json:"tolerance_q8_activations"`
 	Prompts      []struct {
-		Text   string         `json:"text"`
-		IDs    []int32        `json:"prompt_ids"`
-		Greedy []int32        `json:"greedy"`
-		Top5   [][][2]float64 `json:"top5"` // [position][rank]{id, logit}
+		Messages []*inferencepb.Message
+		Text     string         `json:"text"`
+		IDs      []int32        `json:"prompt_ids"`
+		Greedy   []int32        `json:"greedy"`
+		Top5     [][][2]float64 `json:"top5"` // [position][rank]{id, logit}
 	} `json:"prompts"`
 }
 
@@ -76,6 +78,38 @@ func TestGolden(t *testing.T) {
 				t.Errorf("largest difference of a logit is %g, want at most %g", worst, test.tolerance)
 			}
 			t.Logf("largest difference of a logit: %g", worst)
+		})
+	}
+}
+
+func TestEncode(t *testing.T) {
+	e := start(t, Config{File: builtinFile(t)})
+	for _, p := range readGolden(t).Prompts {
+		ids, err := e.Encode(&inferencepb.Question{Messages: p.Messages})
+		if err != nil || !slices.Equal(ids, p.IDs) {
+			t.Errorf("%q: ids %v, error %v, want %v", p.Text, ids, err, p.IDs)
+		}
+		// As text, the marks of the template are text.
+		ids, err = e.Encode(&inferencepb.Question{Prompt: p.Text})
+		if err != nil || slices.ContainsFunc(ids, func(id int32) bool { return id >= 2045 }) {
+			t.Errorf("%q as text: ids %v, error %v, want no special token", p.Text, ids, err)
+		}
+	}
+	for _, test := range []struct {
+		name string
+		q    *inferencepb.Question
+		want []int32 // nil: an invalid request
+	}{
+		{"token ids", &inferencepb.Question{PromptTokens: []uint32{2046, 7}}, []int32{2046, 7}},
+		{"id past the vocabulary", &inferencepb.Question{PromptTokens: []uint32{2048}}, nil},
+		{"id past int32", &inferencepb.Question{PromptTokens: []uint32{1<<32 - 1}}, nil},
+		{"tools that are no list", &inferencepb.Question{Messages: []*inferencepb.Message{{Role: "user", Content: "hi"}}, Tools: "{"}, nil},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			ids, err := e.Encode(test.q)
+			if !slices.Equal(ids, test.want) || (test.want == nil) != errors.Is(err, inference.ErrInvalid) {
+				t.Errorf("ids %v, error %v, want %v", ids, err, test.want)
+			}
 		})
 	}
 }

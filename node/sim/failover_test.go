@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/gonka-mesh/mesh/node"
+	"github.com/gonka-mesh/mesh/p2p"
 	"github.com/gonka-mesh/mesh/p2p/p2psim"
 )
 
@@ -42,7 +43,7 @@ func TestBlackHole(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			small(t, parrot, interToken(tt.timeout), func(t *testing.T, w *world, asker *member) {
-				a := question("What is Mesh?", 120)
+				a := question("What is Mesh?", 80)
 				whole := asker.answered(t, a)
 				w.strikes(cut, tt.lost...)
 				got := asker.answered(t, a)
@@ -67,14 +68,13 @@ func TestBlackHole(t *testing.T) {
 	}
 }
 
-// TestBlackHoleLate: hosts are lost when offers, and then pooled streams too, have
-// aged.
+// TestBlackHoleLate: hosts are lost when the offers of the others have aged.
 func TestBlackHoleLate(t *testing.T) {
-	const slow, timeout = 100 * time.Millisecond, 500 * time.Millisecond
+	const slow, timeout = 120 * time.Millisecond, 500 * time.Millisecond
 	mk := func(int) *engine { return &engine{name: modelName, slots: 8, pace: slow} }
 	small(t, mk, interToken(timeout), func(t *testing.T, w *world, asker *member) {
-		a := question("A long story.", 730)
-		w.strikes(cut, 150, 700) // after 15 s, and after 55 s more
+		a := question("A long story.", 220)
+		w.strikes(cut, 105, 210) // each after more than 12 s
 		got := asker.answered(t, a)
 		const asked = rtt // offers older than ten seconds are asked for again
 		limit := timeout + rtt + asked + slow + slack
@@ -85,77 +85,74 @@ func TestBlackHoleLate(t *testing.T) {
 	})
 }
 
+// settings are inter-token timeouts to test with: what is set, 0 for nothing, and what
+// that comes to.
+var settings = []struct{ set, timeout time.Duration }{
+	{0, 2 * time.Second},
+	{500 * time.Millisecond, 500 * time.Millisecond},
+}
+
 // TestHang: the engine of the speaking host stops while its process lives on, and its
 // heartbeats too. The host gets its slot back.
 func TestHang(t *testing.T) {
-	tests := []struct {
-		name    string
-		timeout time.Duration
-		set     time.Duration
-	}{
-		{"default", 2 * time.Second, 0},
-		{"500 ms", 500 * time.Millisecond, 500 * time.Millisecond},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			small(t, parrot, interToken(tt.set), func(t *testing.T, w *world, asker *member) {
-				a := question("What is Mesh?", 100)
-				w.strikes(hang, 50)
-				got := asker.answered(t, a)
-				limit := tt.timeout + rtt + pace + slack
-				t.Logf("gap %s, at most %s", got.gap(), limit)
-				if len(got.hosts) != 2 || got.gap() < tt.timeout || got.gap() > limit {
-					t.Errorf("%d hosts spoke, gap %s; want 2 and at most %s", len(got.hosts), got.gap(), limit)
-				}
-				hung := w.member(got.hosts[0])
-				if took, err := until(time.Second, func() bool { return hung.Host.Load().Active == 0 }); err != nil {
-					t.Errorf("the slot of the host that hung is not free: %v", err)
-				} else {
-					t.Logf("its slot was free %s later", took)
-				}
-			})
-		})
-	}
+	small(t, parrot, nil, func(t *testing.T, w *world, _ *member) {
+		for _, s := range settings {
+			asker := w.start(len(w.members), p2p.RoleLight, nil, interToken(s.set))
+			time.Sleep(time.Second)
+			w.strikes(hang, 50)
+			got := asker.answered(t, question("What is Mesh?", 80))
+			limit := s.timeout + rtt + pace + slack
+			t.Logf("timeout %s: gap %s, at most %s", s.timeout, got.gap(), limit)
+			if len(got.hosts) != 2 || got.gap() < s.timeout || got.gap() > limit {
+				t.Errorf("%d hosts spoke, gap %s; want 2 and at most %s", len(got.hosts), got.gap(), limit)
+			}
+			hung := w.member(got.hosts[0])
+			if _, err := until(time.Second, func() bool { return hung.Host.Load().Active == 0 }); err != nil {
+				t.Errorf("the slot of the host that hung is not free: %v", err)
+			}
+		}
+	})
 }
 
 // TestSlow: a host that is slow and steady keeps its answer, up to a pace near the
 // timeout, and beyond it when it gets slower bit by bit.
 func TestSlow(t *testing.T) {
-	tests := []struct {
+	paces := []struct {
 		name string
-		set  time.Duration
-		at   func(position int) time.Duration
+		of   func(timeout time.Duration, position int) time.Duration
 	}{
-		{"1.8 s per token", 0, func(int) time.Duration { return 1800 * time.Millisecond }},
-		{"400 ms per token of 500 ms", 500 * time.Millisecond, func(int) time.Duration { return 400 * time.Millisecond }},
-		{"slower and slower", 0, func(i int) time.Duration { return time.Second + time.Duration(i)*200*time.Millisecond }},
+		{"nine tenths of the timeout per token", func(timeout time.Duration, _ int) time.Duration { return timeout * 9 / 10 }},
+		{"slower and slower", func(timeout time.Duration, i int) time.Duration { return timeout * time.Duration(5+i) / 10 }},
 	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			small(t, func(int) *engine { return &engine{name: modelName, slots: 8} }, interToken(tt.set), func(t *testing.T, w *world, asker *member) {
+	mk := func(int) *engine { return &engine{name: modelName, slots: 8} }
+	small(t, mk, nil, func(t *testing.T, w *world, _ *member) {
+		for _, s := range settings {
+			asker := w.start(len(w.members), p2p.RoleLight, nil, interToken(s.set))
+			time.Sleep(time.Second)
+			for _, p := range paces {
 				for i := range 20 {
-					w.faults = append(w.faults, fault{i, func(ctx context.Context, m *member) {
-						sleep(ctx, tt.at(i))
+					w.strikes(func(ctx context.Context, m *member) {
+						sleep(ctx, p.of(s.timeout, i))
 						w.mu.Lock()
 						m.stuck = false
 						w.mu.Unlock()
-					}})
+					}, i)
 				}
-				a := question("Slowly, please.", 20)
-				got := asker.answered(t, a)
-				if len(got.hosts) != 1 || got.usage.Segments != 1 {
-					t.Errorf("%d hosts in %d segments: an honest slow host was given up", len(got.hosts), got.usage.Segments)
+				got := asker.answered(t, question("Slowly, please.", 20))
+				if len(got.hosts) != 1 || got.usage.Segments != 1 || w.left() > 0 {
+					t.Errorf("%s of %s: %d hosts in %d segments: an honest slow host was given up",
+						p.name, s.timeout, len(got.hosts), got.usage.Segments)
 				}
-			})
-		})
-	}
+			}
+		}
+	})
 }
 
 // TestShortPartition: the links fail and come back before anybody may lose patience.
 func TestShortPartition(t *testing.T) {
 	small(t, parrot, nil, func(t *testing.T, w *world, asker *member) {
 		const outage = 400 * time.Millisecond
-		a := question("What is Mesh?", 100)
+		a := question("What is Mesh?", 80)
 		w.strikes(func(_ context.Context, m *member) {
 			w.net.Cut(m.index)
 			time.AfterFunc(outage, func() { w.net.Heal(m.index) })
@@ -173,7 +170,7 @@ func TestShortPartition(t *testing.T) {
 // answer again, alone.
 func TestPartition(t *testing.T) {
 	small(t, parrot, nil, func(t *testing.T, w *world, asker *member) {
-		a := question("What is Mesh?", 100)
+		a := question("What is Mesh?", 80)
 		var far []*member
 		w.strikes(func(_ context.Context, speaking *member) {
 			far = append(far, speaking)
@@ -209,7 +206,7 @@ func TestPartition(t *testing.T) {
 // TestLeave: the speaking host leaves in order, and does not wait for its answers.
 func TestLeave(t *testing.T) {
 	small(t, parrot, nil, func(t *testing.T, w *world, asker *member) {
-		a := question("What is Mesh?", 100)
+		a := question("What is Mesh?", 80)
 		w.strikes(func(ctx context.Context, m *member) {
 			w.leave(m)
 			<-ctx.Done()
@@ -227,7 +224,7 @@ func TestLeave(t *testing.T) {
 func TestLoss(t *testing.T) {
 	small(t, parrot, nil, func(t *testing.T, w *world, asker *member) {
 		w.part([]*member{asker}, p2psim.Path{Loss: 0.05})
-		a := question("What is Mesh?", 200)
+		a := question("What is Mesh?", 120)
 		got := asker.answered(t, a)
 		t.Logf("gap %s", got.gap())
 		if len(got.hosts) != 1 {
@@ -240,7 +237,7 @@ func TestLoss(t *testing.T) {
 func TestAskerOffline(t *testing.T) {
 	small(t, parrot, nil, func(t *testing.T, w *world, asker *member) {
 		const outage = 3 * time.Second
-		a := question("What is Mesh?", 100)
+		a := question("What is Mesh?", 80)
 		w.strikes(func(context.Context, *member) {
 			w.net.Cut(asker.index)
 			time.AfterFunc(outage, func() { w.net.Heal(asker.index) })
