@@ -31,6 +31,8 @@ type attack struct {
 	few  int  // strikes in the short form
 	many int  // in the full form; 0: as many as the time allows
 	cut  bool // the offender has to be cut off
+	pace bool // the full form compares the latency of honest requests with a bystander's
+	slow bool // it takes its time: the short form runs the others meanwhile
 	hold int  // the most streams that one peer may hold; 0: not counted
 	run  func(*squad)
 }
@@ -74,7 +76,7 @@ func buildAttacks() []attack {
 		protocol string
 		hold     int
 	}{{"infer", 96}, {"offer", 8}, {"manifest", 4}, {"blob", 8}, {"peers", 16}, {"hello", 2}} {
-		out = append(out, attack{name: "hoard-" + h.protocol, few: 700, hold: h.hold, cut: true,
+		out = append(out, attack{name: "hoard-" + h.protocol, few: 800, hold: h.hold, cut: true, pace: h.protocol == "infer" || h.protocol == "hello",
 			run: func(q *squad) { q.hoard(h.protocol) }})
 	}
 	for _, p := range []string{"infer", "offer", "manifest", "blob", "peers", "hello"} {
@@ -83,24 +85,25 @@ func buildAttacks() []attack {
 			kinds = callKinds
 		}
 		for _, kind := range []string{"oversized", "truncated", "random"} {
-			out = append(out, attack{name: kind + "-" + p, few: 60, many: 10000, cut: true,
+			out = append(out, attack{name: kind + "-" + p, few: 60, many: 10000, cut: p != "infer" || kind == "random", pace: kind == "random" && (p == "infer" || p == "offer"),
 				run: func(q *squad) { q.frames(p, kinds[kind]) }})
 		}
 	}
 	return append(out,
-		attack{name: "slowloris", few: 64, cut: true, run: (*squad).slowloris},
-		attack{name: "slow-infer", few: 24, run: (*squad).slowInfer},
-		attack{name: "slow-blob", few: 8, run: (*squad).slowBlob},
-		attack{name: "tasks-valid", few: 3000, many: 10000, cut: true, run: func(q *squad) { q.gossip("task", q.validTask) }},
-		attack{name: "tasks-invalid", few: 500, many: 10000, cut: true, run: func(q *squad) { q.gossip("task", q.invalidTask) }},
-		attack{name: "adverts-valid", few: 3000, many: 10000, cut: true, run: func(q *squad) { q.gossip(q.shard(), q.hugeAdvert) }},
-		attack{name: "adverts-invalid", few: 500, many: 10000, cut: true, run: func(q *squad) { q.gossip(q.shard(), q.invalidAdvert) }},
-		attack{name: "calls-invalid", few: 200, many: 10000, cut: true, run: (*squad).invalidCalls},
-		attack{name: "calls-valid", few: 60, run: (*squad).validCalls},
-		attack{name: "cancels", few: 2000, many: 10000, run: (*squad).cancels},
-		attack{name: "offers", few: 2000, many: 10000, cut: true, run: (*squad).offers},
-		attack{name: "asks", few: 500, many: 10000, cut: true, run: (*squad).asks},
-		attack{name: "churn", few: 60, run: (*squad).churn},
+		attack{name: "slowloris", pace: true, few: 64, slow: true, run: (*squad).slowloris},
+		attack{name: "stalled-bodies", pace: true, few: 96, slow: true, run: (*squad).stalledBodies},
+		attack{name: "slow-infer", pace: true, few: 24, slow: true, run: (*squad).slowInfer},
+		attack{name: "slow-blob", pace: true, few: 8, slow: true, run: (*squad).slowBlob},
+		attack{name: "tasks-valid", pace: true, many: 10000, cut: true, slow: true, run: func(q *squad) { q.gossip("task", q.validTask) }},
+		attack{name: "tasks-invalid", pace: true, many: 10000, cut: true, slow: true, run: func(q *squad) { q.gossip("task", q.invalidTask) }},
+		attack{name: "adverts-valid", pace: true, many: 10000, cut: true, slow: true, run: func(q *squad) { q.gossip(q.shard(), q.hugeAdvert) }},
+		attack{name: "adverts-invalid", pace: true, many: 10000, cut: true, slow: true, run: func(q *squad) { q.gossip(q.shard(), q.invalidAdvert) }},
+		attack{name: "calls-invalid", pace: true, few: 100, many: 2000, cut: true, run: (*squad).invalidCalls},
+		attack{name: "calls-valid", pace: true, few: 12, run: (*squad).validCalls},
+		attack{name: "cancels", pace: true, few: 600, many: 10000, run: (*squad).cancels},
+		attack{name: "offers", pace: true, few: 1500, many: 10000, cut: true, run: (*squad).offers},
+		attack{name: "asks", pace: true, few: 500, many: 10000, cut: true, run: (*squad).asks},
+		attack{name: "churn", pace: true, few: 24, run: (*squad).churn},
 	)
 }
 
@@ -123,9 +126,10 @@ type foe struct {
 	*p2p.Host
 	q     *squad
 	key   ed25519.PrivateKey
-	first time.Time     // of its offences
-	gone  chan struct{} // closed when it was cut off
-	out   time.Time     // when; set before gone is closed
+	first time.Time       // of its offences
+	gone  chan struct{}   // closed when it was cut off
+	out   time.Time       // when; set before gone is closed
+	ctx   context.Context // ends when it is cut off or dismissed
 	stop  context.CancelFunc
 	watch sync.WaitGroup
 }
@@ -184,6 +188,11 @@ func (q *squad) draw(f func(r *rand.Rand) []byte) []byte {
 	return f(q.rand)
 }
 
+func isTimeout(err error) bool {
+	var ne net.Error
+	return errors.As(err, &ne) && ne.Timeout()
+}
+
 func noise(r *rand.Rand, n int) []byte {
 	b := make([]byte, n)
 	for i := range b {
@@ -209,14 +218,15 @@ func (q *squad) recruit() *foe {
 		return nil
 	}
 	f := &foe{Host: h, q: q, key: key, gone: make(chan struct{}), first: time.Now()}
-	ctx, f.stop = context.WithCancel(q.ctx)
+	f.ctx, f.stop = context.WithCancel(q.ctx)
 	f.watch.Go(func() {
+		defer f.stop()
 		tick := time.NewTicker(2 * time.Millisecond)
 		defer tick.Stop()
 		for f.Connected(q.b.Victim.Peer) {
 			select {
 			case <-tick.C:
-			case <-ctx.Done():
+			case <-f.ctx.Done():
 				return
 			}
 		}
@@ -287,7 +297,7 @@ func (q *squad) offend(width int, strike func(f *foe) error) {
 }
 
 func (f *foe) dial(protocol string) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(f.q.ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(f.ctx, 5*time.Second)
 	defer cancel()
 	return f.Dial(ctx, f.q.b.Victim.Peer, protocol)
 }
@@ -299,6 +309,7 @@ func (f *foe) send(protocol string, b []byte) ([]byte, error) {
 		return nil, err
 	}
 	defer c.Close()
+	defer context.AfterFunc(f.ctx, func() { p2p.Reset(c, p2p.CodeInternal) })()
 	c.SetDeadline(time.Now().Add(5 * time.Second))
 	if _, err := c.Write(b); err != nil {
 		return nil, err
@@ -308,7 +319,7 @@ func (f *foe) send(protocol string, b []byte) ([]byte, error) {
 }
 
 func (q *squad) frames(protocol string, frame func(*rand.Rand) []byte) {
-	q.offend(16, func(f *foe) error {
+	q.offend(64, func(f *foe) error {
 		_, err := f.send(protocol, q.draw(frame))
 		return err
 	})
@@ -325,9 +336,12 @@ func (q *squad) hoard(protocol string) {
 			mu     sync.Mutex
 			held   = make(map[net.Conn]bool)
 			wg     sync.WaitGroup
-			places = make(chan struct{}, 32)
+			places = make(chan struct{}, 160)
 		)
-		for !f.cut() && q.more() {
+		for i := 0; !f.cut() && q.more(); i++ {
+			if i == 150 { // long enough to see which ones the victim keeps
+				time.Sleep(500 * time.Millisecond)
+			}
 			places <- struct{}{}
 			c, err := f.dial(protocol)
 			if err == nil {
@@ -339,10 +353,10 @@ func (q *squad) hoard(protocol string) {
 			}
 			wg.Go(func() {
 				// A stream that the victim keeps says nothing; a refused one ends.
-				c.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+				c.SetReadDeadline(time.Now().Add(250 * time.Millisecond))
 				_, err := c.Read(make([]byte, 1))
 				mu.Lock()
-				if errors.Is(err, os.ErrDeadlineExceeded) {
+				if isTimeout(err) {
 					held[c] = true
 				}
 				n := len(held)
@@ -402,6 +416,35 @@ func (q *squad) slowloris() {
 	wg.Wait()
 	time.Sleep(50 * time.Millisecond)
 	f.dismiss()
+}
+
+// stalledBodies states the largest calls, from three identities, and sends none of them.
+func (q *squad) stalledBodies() {
+	var wg sync.WaitGroup
+	for range 3 {
+		f := q.recruit()
+		if f == nil {
+			continue
+		}
+		for range 32 {
+			if !q.more() {
+				break
+			}
+			wg.Go(func() {
+				c, err := f.dial("infer")
+				if err != nil {
+					return
+				}
+				defer c.Close()
+				fmt.Fprintf(c, "POST /v1/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n", inference.MaxCallBytes)
+				for time.Now().Before(q.end) && !f.cut() {
+					time.Sleep(10 * time.Millisecond)
+				}
+			})
+		}
+		defer f.dismiss()
+	}
+	wg.Wait()
 }
 
 func post(path string, body []byte) []byte {
@@ -620,7 +663,7 @@ func (q *squad) slowBlob() {
 				time.Sleep(10 * time.Millisecond)
 			}
 			c.SetDeadline(time.Now().Add(5 * time.Second))
-			if n, err := io.Copy(io.Discard, c); err == nil || errors.Is(err, os.ErrDeadlineExceeded) || n >= 8<<24 {
+			if n, err := io.Copy(io.Discard, c); err == nil || isTimeout(err) || n >= 8<<24 {
 				if q.b.Count > 0 {
 					q.wrong("a stream that nobody read for 10 s still has %d bytes: %v", n, err)
 				}

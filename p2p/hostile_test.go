@@ -55,7 +55,7 @@ func TestNamelessStreams(t *testing.T) {
 	opened := 0
 	for foe.Connected(victim.Address()) && time.Since(begin) < 10*time.Second {
 		st, err := raw(foe, victim)
-		if err != nil {
+		if err != nil { // the foe's own limits
 			break
 		}
 		st.Write([]byte{0x13})
@@ -67,6 +67,9 @@ func TestNamelessStreams(t *testing.T) {
 	}
 	if took := time.Since(begin); victim.Connected(foe.Address()) || took > 10*time.Second {
 		t.Errorf("after %d nameless streams in %s the peer is not cut off", opened, took)
+	}
+	if err := ask(honest, victim, "work"); err != nil {
+		t.Errorf("an honest request after %d nameless streams: %v", opened, err)
 	}
 	t.Logf("cut off after %d streams in %s", opened, time.Since(begin).Round(time.Millisecond))
 }
@@ -82,7 +85,7 @@ func TestHeldHello(t *testing.T) {
 		}
 		c.Write(nil)
 	}
-	waitFor(t, 5*time.Second, "the foe to be cut off", func() bool { return !victim.Connected(foe.Address()) })
+	eventually(t, "the foe to be cut off", func() bool { return !victim.Connected(foe.Address()) })
 	if err := ask(honest, victim, "work"); err != nil {
 		t.Errorf("an honest request: %v", err)
 	}
@@ -125,7 +128,7 @@ func TestForeignFrames(t *testing.T) {
 	}
 	id, _ := peerID(victim.Address())
 	var spoken []protocol.ID
-	waitFor(t, 5*time.Second, "the protocols of the victim", func() bool {
+	eventually(t, "the protocols of the victim", func() bool {
 		spoken, _ = honest.host.Peerstore().GetProtocols(id)
 		return len(spoken) > 5
 	})
@@ -170,7 +173,7 @@ func TestForeignFrames(t *testing.T) {
 			}
 		}
 	}
-	waitFor(t, 20*time.Second, "the goroutines to end", func() bool { return runtime.NumGoroutine() <= goroutines+20 })
+	eventually(t, "the goroutines to end", func() bool { return runtime.NumGoroutine() <= goroutines+20 })
 }
 
 // throw sends up to n frames on a protocol as a new peer, until it is cut off.

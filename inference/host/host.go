@@ -105,6 +105,7 @@ type Host struct {
 	dialling chan struct{}  // one place per task being answered
 	ctx      context.Context
 	stop     context.CancelCauseFunc // aborts everything that runs
+	wires    sync.Map                // net.Conn to *wire, of the server
 
 	mu       sync.Mutex
 	lanes    map[mesh.ModelID]*lane  // guarded by mu, as is all within a lane

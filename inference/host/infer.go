@@ -9,6 +9,8 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -20,11 +22,39 @@ import (
 
 const (
 	maxCancelBytes = 512
+	headerTimeout  = 5 * time.Second
 	bodyTimeout    = 10 * time.Second
 	pointsBadCall  = 10 // an honest router never sends one
 )
 
-type callerKey struct{}
+type (
+	callerKey struct{}
+	wireKey   struct{}
+)
+
+// wire counts what began on a connection and what became a request, so that bytes
+// which are no HTTP, and headers that never end, are held against the peer.
+type wire struct {
+	begun, calls atomic.Int32
+}
+
+// wireState follows the connections of the server.
+func (h *Host) wireState(c net.Conn, state http.ConnState) {
+	v, ok := h.wires.Load(c)
+	if !ok {
+		return
+	}
+	s := v.(*wire)
+	switch state {
+	case http.StateActive:
+		s.begun.Add(1)
+	case http.StateClosed:
+		h.wires.Delete(c)
+		if a, ok := h.caller(c); ok && a != h.self && s.begun.Load() > s.calls.Load() {
+			h.cfg.Penalise(a, "infer: bytes that are no request", pointsBadCall)
+		}
+	}
+}
 
 // newServer returns the HTTP server of infer streams.
 func (h *Host) newServer() *http.Server {
@@ -34,11 +64,15 @@ func (h *Host) newServer() *http.Server {
 	mux.HandleFunc("GET /v1/ping", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
 	return &http.Server{
 		Handler:           h.guard(mux),
-		ReadHeaderTimeout: bodyTimeout,
+		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       5 * time.Minute,
 		MaxHeaderBytes:    8 << 10,
 		ErrorLog:          slog.NewLogLogger(h.cfg.Log.Handler(), slog.LevelDebug),
+		ConnState:         h.wireState,
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			s := new(wire)
+			h.wires.Store(c, s)
+			ctx = context.WithValue(ctx, wireKey{}, s)
 			if a, ok := h.caller(c); ok {
 				return context.WithValue(ctx, callerKey{}, a)
 			}
@@ -59,6 +93,9 @@ func (h *Host) Serve(ln net.Listener) error {
 // before still stand.
 func (h *Host) guard(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if s, ok := r.Context().Value(wireKey{}).(*wire); ok {
+			s.calls.Add(1)
+		}
 		rc := http.NewResponseController(w)
 		rc.SetReadDeadline(time.Now().Add(bodyTimeout))
 		rc.SetWriteDeadline(time.Now().Add(bodyTimeout + h.cfg.WriteTimeout))
@@ -89,6 +126,7 @@ func (h *Host) handleInfer(w http.ResponseWriter, r *http.Request) {
 	}
 	size := r.ContentLength
 	if size < 0 || size > inference.MaxCallBytes {
+		h.cfg.Penalise(peer, "infer: a call of a length that none has", pointsBadCall)
 		refuse(w, fmt.Errorf("%w: a call states its length, at most %d bytes", inference.ErrInvalid, inference.MaxCallBytes))
 		return
 	}
@@ -112,6 +150,11 @@ func (h *Host) handleInfer(w http.ResponseWriter, r *http.Request) {
 func (h *Host) open(r *http.Request, peer mesh.Address) (*answer, error) {
 	body := make([]byte, r.ContentLength)
 	if _, err := io.ReadFull(r.Body, body); err != nil {
+		// A stream that broke may be an honest caller's; one that ends early or stalls
+		// holds memory that others want.
+		if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, os.ErrDeadlineExceeded) {
+			h.cfg.Penalise(peer, "infer: half a call", pointsBadCall)
+		}
 		return nil, fmt.Errorf("%w: read the call: %v", inference.ErrInvalid, err)
 	}
 	call, err := inference.ParseCall(h.cfg.Network, body)

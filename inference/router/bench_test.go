@@ -129,7 +129,7 @@ func TestGapOnLoopback(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if len(got[0].tokens) != 60 || len(got[0].hosts) != 2 {
+		if len(got[0].tokens) != 60 || len(got[0].hosts) < 2 {
 			t.Fatalf("%d tokens from %d hosts", len(got[0].tokens), len(got[0].hosts))
 		}
 		gaps = append(gaps, got[0].gap)

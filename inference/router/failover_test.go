@@ -294,3 +294,29 @@ func TestChoices(t *testing.T) {
 		}
 	})
 }
+
+// TestSecondTry loses the only host for a moment: it is tried again, once.
+func TestSecondTry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var w *world
+		var broken atomic.Bool
+		w = newWorld(t, 1, func(i int) *engine {
+			return &engine{pace: 5 * time.Millisecond, at: func(_ context.Context, pos int) error {
+				if pos == 10 && broken.CompareAndSwap(false, true) {
+					time.Sleep(time.Millisecond)
+					w.order[i].disturb()
+				}
+				return nil
+			}}
+		})
+		defer w.close()
+		got, err := w.collect(t.Context(), ask(30), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.check(t, ask(30), 0, got[0])
+		if got[0].usage.Segments != 2 || got[0].gap > 200*time.Millisecond {
+			t.Errorf("%d segments, gap %s", got[0].usage.Segments, got[0].gap)
+		}
+	})
+}

@@ -1,7 +1,6 @@
 package router
 
 import (
-	"bytes"
 	"context"
 	"crypto/ed25519"
 	"encoding/binary"
@@ -9,11 +8,9 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"strings"
 	"sync"
 	"testing"
 	"time"
-	"unicode/utf8"
 
 	"github.com/gonka-mesh/mesh"
 	"github.com/gonka-mesh/mesh/inference"
@@ -37,153 +34,6 @@ func testKey(n int) ed25519.PrivateKey {
 }
 
 func addressOf(n int) mesh.Address { return mesh.AddressOf(testKey(n).Public().(ed25519.PublicKey)) }
-
-// engine is a deterministic model: its tokens are bytes, either those of script or
-// drawn from the tape, the prompt and the position. Token 256 ends an answer.
-type engine struct {
-	id      mesh.ModelID
-	name    string
-	slots   int
-	script  string
-	pace    time.Duration
-	prefill time.Duration
-	// at is called before the token at a position is emitted; an error fails the engine.
-	at func(ctx context.Context, position int) error
-
-	mu     sync.Mutex
-	active int // guarded by mu
-	runs   int // guarded by mu
-}
-
-const endToken = 256
-
-func (e *engine) Info() inference.ModelInfo {
-	return inference.ModelInfo{ID: e.id, Name: e.name, Context: 4096, Vocab: 257, Slots: e.slots,
-		Fingerprint: &inferencepb.Fingerprint{Engine: "test", Contract: "mk1"}}
-}
-
-func (e *engine) Encode(q *inferencepb.Question) ([]int32, error) {
-	var out []int32
-	for _, b := range []byte(q.GetPrompt()) {
-		out = append(out, int32(b))
-	}
-	return out, nil
-}
-
-func (e *engine) Text() inference.Detokenizer { return new(byteText) }
-
-func (e *engine) TokenBytes(id int32) []byte {
-	if id == endToken {
-		return nil
-	}
-	return []byte{byte(id)}
-}
-
-func (e *engine) Load() inference.Load {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return inference.Load{Active: e.active}
-}
-
-func (e *engine) Close() error { return nil }
-
-func (e *engine) token(g inference.Generation, i int) int32 {
-	if e.script != "" {
-		if i >= len(e.script) {
-			return endToken
-		}
-		return int32(e.script[i])
-	}
-	var p []byte
-	for _, t := range g.Prompt {
-		p = binary.BigEndian.AppendUint32(p, uint32(t))
-	}
-	h := mesh.HashOf(g.Tape[:], p, binary.BigEndian.AppendUint32(nil, uint32(i)))
-	return int32('a' + h[0]%26)
-}
-
-func (e *engine) Generate(ctx context.Context, g inference.Generation, emit func(inference.Token) error) (inference.Finish, error) {
-	e.mu.Lock()
-	e.active++
-	e.runs++
-	e.mu.Unlock()
-	defer func() {
-		e.mu.Lock()
-		e.active--
-		e.mu.Unlock()
-	}()
-	for i := range g.Prefix {
-		if want := e.token(g, i); g.Prefix[i] != want {
-			return inference.Finish{}, fmt.Errorf("token %d of the prefix is %d, want %d", i, g.Prefix[i], want)
-		}
-	}
-	if n := len(g.Prefix); n > 0 && g.Prefix[n-1] == endToken {
-		return inference.Finish{Reason: inference.FinishEOS}, nil
-	}
-	if err := sleep(ctx, e.prefill); err != nil {
-		return inference.Finish{Reason: inference.FinishCancelled}, nil
-	}
-	if g.Progress != nil {
-		g.Progress()
-	}
-	for i := len(g.Prefix); i < g.MaxTokens; i++ {
-		if e.at != nil {
-			if err := e.at(ctx, i); err != nil {
-				return inference.Finish{}, err
-			}
-		}
-		if err := sleep(ctx, e.pace); err != nil {
-			return inference.Finish{Reason: inference.FinishCancelled}, nil
-		}
-		t := inference.Token{ID: e.token(g, i), LogProb: -0.5}
-		for j := range g.Top {
-			t.Top = append(t.Top, inference.TopLogProb{ID: int32(j), LogProb: -1})
-		}
-		if err := emit(t); err != nil {
-			return inference.Finish{}, err
-		}
-		if t.ID == endToken && !g.IgnoreEOS {
-			return inference.Finish{Reason: inference.FinishEOS}, nil
-		}
-	}
-	return inference.Finish{Reason: inference.FinishLength}, nil
-}
-
-func sleep(ctx context.Context, d time.Duration) error {
-	if d <= 0 {
-		return ctx.Err()
-	}
-	select {
-	case <-time.After(d):
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-// byteText turns bytes into text and holds back what is no whole character.
-type byteText struct{ pending []byte }
-
-func (t *byteText) Add(id int32) string {
-	if id == endToken {
-		return ""
-	}
-	t.pending = append(t.pending, byte(id))
-	if !utf8.FullRune(t.pending) {
-		return ""
-	}
-	s := string(t.pending)
-	t.pending = nil
-	return s
-}
-
-func (t *byteText) Flush() string {
-	if len(t.pending) == 0 {
-		return ""
-	}
-	t.pending = nil
-	return "\uFFFD"
-}
 
 // world is a router and some hosts on a network of pipes.
 type world struct {
@@ -373,6 +223,16 @@ func (p *peer) kill() {
 	}
 }
 
+// disturb breaks all connections, and lets new ones be made.
+func (p *peer) disturb() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, c := range p.conns {
+		c.Close()
+	}
+	p.conns = nil
+}
+
 // swallow makes a black hole of the peer: nothing is refused, nothing arrives.
 func (p *peer) swallow() {
 	p.mu.Lock()
@@ -488,146 +348,4 @@ func (p *peer) carry(to, from net.Conn) {
 			return
 		}
 	}
-}
-
-// answer is what a client saw of one choice.
-type answer struct {
-	tokens  []int32
-	text    string
-	hosts   []mesh.Address // in order, each once in a row
-	finish  inference.FinishReason
-	usage   inference.Usage
-	request mesh.Hash
-	gap     time.Duration // the longest between two events
-	first   time.Duration
-	last    time.Time
-	events  int
-}
-
-// collect asks and gathers the answers by choice.
-func (w *world) collect(ctx context.Context, a inference.Ask, each func(inference.Event) error) ([]answer, error) {
-	out := make([]answer, max(1, a.Choices))
-	start := time.Now()
-	err := w.router.Ask(ctx, a, func(e inference.Event) error {
-		x := &out[e.Choice]
-		if x.finish != "" {
-			w.t.Errorf("choice %d: an event after its end", e.Choice)
-		}
-		if x.events++; x.events == 1 {
-			x.first = time.Since(start)
-		} else {
-			x.gap = max(x.gap, time.Since(x.last))
-		}
-		x.last = time.Now()
-		for _, t := range e.Tokens {
-			x.tokens = append(x.tokens, t.ID)
-		}
-		x.text += e.Text
-		x.finish, x.usage, x.request = e.Finish, e.Usage, e.Request
-		if len(x.hosts) == 0 || x.hosts[len(x.hosts)-1] != e.Host {
-			x.hosts = append(x.hosts, e.Host)
-		}
-		if each != nil {
-			return each(e)
-		}
-		return nil
-	})
-	return out, err
-}
-
-func seed(n uint64) *uint64 { return &n }
-
-// ask is a question whose answer has n tokens.
-func ask(n int) inference.Ask {
-	return inference.Ask{Model: "model", Prompt: "What is Mesh?", Seed: seed(7), MaxTokens: n}
-}
-
-// want returns the undisturbed answer to an ask, by choice.
-func want(t *testing.T, e *engine, a inference.Ask, choice uint32) ([]int32, string) {
-	t.Helper()
-	q := &inferencepb.Question{Model: modelID[:], Prompt: a.Prompt, Seed: *a.Seed}
-	req, _, err := inference.NewRequest(network, testKey(1), q, &inferencepb.Request{
-		Choices: uint32(max(1, a.Choices)), MaxTokens: uint32(a.MaxTokens), Nonce: make([]byte, 16)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	prompt, err := e.Encode(q)
-	if err != nil {
-		t.Fatal(err)
-	}
-	plain := engine{script: e.script}
-	text := inference.NewText(new(byteText), a.Stop)
-	var tokens []int32
-	var out strings.Builder
-	stopped := errors.New("stopped")
-	_, err = plain.Generate(context.Background(), inference.Generation{
-		Prompt: prompt, Tape: req.Tape(choice), MaxTokens: a.MaxTokens,
-	}, func(tok inference.Token) error {
-		tokens = append(tokens, tok.ID)
-		s, stop := text.Add(tok.ID)
-		out.WriteString(s)
-		if stop {
-			return stopped
-		}
-		return nil
-	})
-	if err == nil {
-		out.WriteString(text.End())
-	} else if !errors.Is(err, stopped) {
-		t.Fatal(err)
-	}
-	return tokens, out.String()
-}
-
-// check compares an answer with the undisturbed one, and its receipts with each other.
-func (w *world) check(t *testing.T, a inference.Ask, choice int, got answer) {
-	t.Helper()
-	tokens, text := want(t, w.order[0].engine, a, uint32(choice))
-	if fmt.Sprint(got.tokens) != fmt.Sprint(tokens) {
-		t.Errorf("tokens differ from the undisturbed run: %d, want %d", len(got.tokens), len(tokens))
-	}
-	if got.text != text {
-		t.Errorf("text %q, want %q", got.text, text)
-	}
-	if got.usage.OutputTokens != len(tokens) || got.usage.PromptTokens != len(a.Prompt) {
-		t.Errorf("usage %+v", got.usage)
-	}
-	var last *inference.Receipt
-	chain := inference.NewChain(network, got.request, uint32(choice))
-	var price mesh.Amount
-	for _, r := range w.receipts(choice) {
-		if r.Before.Next == 0 && r.Before != chain {
-			t.Error("the first receipt does not begin at the request")
-		}
-		if last != nil {
-			if err := last.Joins(r); err != nil {
-				t.Errorf("receipts: %v", err)
-			}
-			if !bytes.Equal(r.Pb.GetPrefixHost(), last.Host[:]) {
-				t.Errorf("receipts: the second does not name who made its prefix")
-			}
-		}
-		price += mesh.Amount(r.Pb.GetPrice())
-		last = r
-	}
-	for _, tok := range tokens {
-		chain.Add(tok)
-	}
-	if last == nil || last.After != chain || last.Finish != got.finish {
-		t.Errorf("the last receipt does not end the answer: %+v", last)
-	}
-	if price != got.usage.Price {
-		t.Errorf("the receipts cost %d, the usage says %d", price, got.usage.Price)
-	}
-}
-
-// receipts returns what the router kept of a choice, segments without tokens left out.
-func (w *world) receipts(choice int) []*inference.Receipt {
-	var out []*inference.Receipt
-	for _, r := range w.keeper.all() {
-		if int(r.Pb.GetChoice()) == choice && (r.Pb.GetOutputTokens() > 0 || r.Finish != inference.FinishAborted) {
-			out = append(out, r)
-		}
-	}
-	return out
 }

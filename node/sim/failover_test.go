@@ -37,7 +37,6 @@ func TestBlackHole(t *testing.T) {
 		{"at token 50, 500 ms", 500 * time.Millisecond, []int{50}, 1},
 		{"the second before its first token", 0, []int{50, 50}, 2},
 		{"the second right after its first token", 0, []int{50, 51}, 1},
-		{"two, 500 ms", 500 * time.Millisecond, []int{50, 51}, 1},
 		{"three before their first tokens", 0, []int{0, 0, 0}, 3},
 	}
 	for _, tt := range tests {
@@ -182,7 +181,9 @@ func TestPartition(t *testing.T) {
 			w.part(far, p2psim.Path{Drop: true})
 		}, 50)
 		got := asker.answered(t, a)
-		if w.left() > 0 || len(got.hosts) < 2 || got.gap() > 2*time.Second+rtt+pace+slack {
+		// By bad luck all of the far ones are tried first.
+		limit := time.Duration(len(far))*(2*time.Second+rtt) + pace + slack
+		if w.left() > 0 || len(got.hosts) < 2 || got.gap() > limit {
 			t.Errorf("%d faults to come, %d hosts spoke, gap %s", w.left(), len(got.hosts), got.gap())
 		}
 		time.Sleep(45 * time.Second) // connections die after 30 s

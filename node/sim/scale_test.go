@@ -174,8 +174,9 @@ func (s spread) String() string {
 		s.bytesPer/1e3, s.quietBytesPerSec/1e3)
 }
 
-// measure checks what is promised of large networks, and prints a row of the table.
-func (c *crowd) measure(t *testing.T, messages int) {
+// measure checks what is promised of large networks, and prints the figures. It
+// returns a light newcomer.
+func (c *crowd) measure(t *testing.T, messages int) (light *member) {
 	joined := resources()
 	conns := 0
 	for _, m := range c.members {
@@ -183,7 +184,8 @@ func (c *crowd) measure(t *testing.T, messages int) {
 	}
 	t.Logf("%d nodes, %d serving, joined in %s; %.1f peers per node; %s", c.full, c.serving, c.join, float64(conns)/float64(c.full), joined.per(c.full))
 	for _, role := range []string{p2p.RoleHost, p2p.RoleLight} {
-		_, first, most, err := c.newcomer(role)
+		m, first, most, err := c.newcomer(role)
+		light = m
 		if err != nil {
 			t.Error(err)
 			continue
@@ -208,6 +210,7 @@ func (c *crowd) measure(t *testing.T, messages int) {
 		}
 	}
 	t.Log(resources().per(c.full))
+	return light
 }
 
 // usage is what the process took so far. The clock of a simulation says nothing of it.
@@ -248,8 +251,7 @@ func TestCrowd(t *testing.T) {
 		t.Skip("50 nodes take some ten seconds of CPU")
 	}
 	gather(t, 50, 0, 3, func(t *testing.T, c *crowd) {
-		c.measure(t, 10)
-		c.findUnknown(t)
+		c.findUnknown(t, c.measure(t, 10))
 	})
 }
 
@@ -265,8 +267,7 @@ func TestSimCrowd(t *testing.T) {
 	}
 	begin := time.Now()
 	gather(t, nodes, 8, 3, func(t *testing.T, c *crowd) {
-		c.measure(t, 20)
-		c.findUnknown(t)
+		c.findUnknown(t, c.measure(t, 20))
 	})
 	t.Logf("wall time %s", time.Since(begin).Round(time.Second))
 }

@@ -6,18 +6,12 @@ import (
 	"time"
 
 	"github.com/gonka-mesh/mesh/inference"
-	"github.com/gonka-mesh/mesh/p2p"
 )
 
 // findUnknown: a model that nobody has heard of is served by one host, which says so
-// to nobody and is not connected to the newcomer that asks. The question goes out as
-// a task, by ID and by name, and is answered.
-func (c *crowd) findUnknown(t *testing.T) {
-	asker, _, _, err := c.newcomer(p2p.RoleLight)
-	if err != nil {
-		t.Error(err)
-		return
-	}
+// to nobody and is not connected to the node that asks. The question goes out as a
+// task, by ID and by name, and is answered.
+func (c *crowd) findUnknown(t *testing.T, asker *member) {
 	for _, named := range []bool{false, true} {
 		name := map[bool]string{false: "orchid", true: "gentian"}[named]
 		var keeper *member
@@ -28,7 +22,7 @@ func (c *crowd) findUnknown(t *testing.T) {
 			}
 		}
 		if keeper == nil {
-			t.Error("the newcomer is connected to everybody")
+			t.Error("the asking node is connected to everybody")
 			return
 		}
 		e := &engine{name: name, slots: 1, pace: pace}
