@@ -83,6 +83,7 @@ func (c *Core) build(cfg CoreConfig) (err error) {
 	r := cfg.Router
 	r.Network, r.Key, r.Dialer, r.Local, r.Directory = cfg.P2P.Network, cfg.P2P.Key, c.Net, c.Host, c.dir
 	r.Publish, r.Addrs, r.Receipts, r.Epoch, r.Penalise, r.Text = c.announce, c.Net.Addrs, cfg.Receipts, cfg.P2P.Epoch, c.Net.Penalise, c.textOf
+	r.Connected = c.Net.Connected
 	r.Log, r.Metrics = cfg.P2P.Log, cfg.P2P.Metrics
 	c.Router, err = router.New(r)
 	return err

@@ -426,7 +426,9 @@ func (q *squad) stalledBodies() {
 		if f == nil {
 			continue
 		}
-		for range 32 {
+		// The largest first, and then smaller ones into what those left.
+		for i := range 32 {
+			size := []int{inference.MaxCallBytes, inference.MaxCallBytes, 256 << 10, 16 << 10}[i/8]
 			if !q.more() {
 				break
 			}
@@ -436,7 +438,7 @@ func (q *squad) stalledBodies() {
 					return
 				}
 				defer c.Close()
-				fmt.Fprintf(c, "POST /v1/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n", inference.MaxCallBytes)
+				fmt.Fprintf(c, "POST /v1/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n", size)
 				for time.Now().Before(q.end) && !f.cut() {
 					time.Sleep(10 * time.Millisecond)
 				}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptrace"
 	"time"
@@ -164,6 +165,8 @@ func (k *call) pass(ctx context.Context, a arrival) bool {
 func (k *call) watch(ctx context.Context) error {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
+	renew := time.NewTicker(offerUsable / 2)
+	defer renew.Stop()
 	sent := k.sent
 	for {
 		at, l := k.deadline()
@@ -179,6 +182,8 @@ func (k *call) watch(ctx context.Context) error {
 			if done, err := k.take(a); done || err != nil {
 				return err
 			}
+		case <-renew.C:
+			k.renew()
 		case <-timer.C:
 			// A timer that is late tells that this machine is: what the host said may
 			// be here, unread.
@@ -189,6 +194,18 @@ func (k *call) watch(ctx context.Context) error {
 			return l
 		}
 	}
+}
+
+// renew keeps offers of other hosts at hand, so that an answer that loses its host
+// late need not ask for them first.
+func (k *call) renew() {
+	r, tried := k.c.q.r, maps.Clone(k.c.tried)
+	tried[k.host.peer] = true
+	r.background(func() {
+		if _, err := k.c.q.pick(r.ctx, tried); err != nil {
+			r.cfg.Log.Debug("no host in reserve", "error", err)
+		}
+	})
 }
 
 // deadline returns until when the host has to say something, and what it is if not.

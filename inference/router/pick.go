@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"slices"
 	"time"
 
 	"github.com/gonka-mesh/mesh"
@@ -26,11 +25,14 @@ var errNoOffer = errors.New("no offer")
 // renewed in the background; without any, a few candidates are asked and waited for.
 func (q *question) pick(ctx context.Context, tried map[mesh.Address]bool) ([]ranked, error) {
 	r := q.r
-	list, err := r.cfg.Directory.Hosts(ctx, q.model)
-	if err != nil {
-		return nil, fmt.Errorf("look for hosts: %w", err)
+	list := r.eligible(q.model, q.extras(), tried)
+	if len(list) == 0 { // who offered for a task is at hand, and looking for others may take seconds
+		hosts, err := r.cfg.Directory.Hosts(ctx, q.model)
+		if err != nil {
+			return nil, fmt.Errorf("look for hosts: %w", err)
+		}
+		list = r.eligible(q.model, hosts, tried)
 	}
-	list = r.eligible(q.model, append(slices.Clone(list), q.extras()...), tried)
 	if len(list) == 0 {
 		return nil, errNoOffer
 	}
@@ -79,7 +81,7 @@ func (r *Router) eligible(model mesh.ModelID, list []Candidate, tried map[mesh.A
 		case now.Before(rec.until) && rec.liar:
 		case now.Before(rec.until):
 			avoided = append(avoided, c)
-		case rec.usable(now):
+		case r.usable(c.Peer, rec, now):
 			good = append(good, c)
 		default:
 			rest = append(rest, c)
@@ -95,8 +97,11 @@ func (r *Router) eligible(model mesh.ModelID, list []Candidate, tried map[mesh.A
 	return out[:min(len(out), maxAsked)]
 }
 
-func (r *record) usable(now time.Time) bool {
-	return r.offer != nil && now.Sub(r.offered) < offerUsable
+// usable reports whether a call may be sent on the strength of the offer in hand. It
+// says nothing of a peer whose connection has ended since: that one may be gone, and
+// dialling would tell only after seconds.
+func (r *Router) usable(peer mesh.Address, rec *record, now time.Time) bool {
+	return rec.offer != nil && now.Sub(rec.offered) < offerUsable && (peer == r.self || r.cfg.Connected(peer))
 }
 
 // stale returns the candidates whose offer is not fresh and not being asked for.
@@ -134,7 +139,7 @@ func (q *question) acceptable(list []Candidate, offers bool) []ranked {
 	}
 	for _, c := range list {
 		rec := hosts.at(hostKey{c.Peer, q.model})
-		has := rec.usable(now)
+		has := q.r.usable(c.Peer, rec, now)
 		if has && !rec.offer.GetAccept() || offers && !has {
 			continue
 		}

@@ -65,6 +65,8 @@ type Config struct {
 	Addrs    func() []string // where hosts reach this node, for tasks
 	Receipts Receipts        // nil keeps none
 	Epoch    func() mesh.Epoch
+	// Connected reports whether a peer is connected now; nil: all are.
+	Connected func(peer mesh.Address) bool
 	// Penalise is told of hosts that signed what is not so; nil lets them off.
 	Penalise func(peer mesh.Address, reason string, points int)
 	// Text returns a detokenizer of a model that this node has, to verify the text
@@ -95,6 +97,9 @@ func (c *Config) complete() error {
 	}
 	if c.Addrs == nil {
 		c.Addrs = func() []string { return nil }
+	}
+	if c.Connected == nil {
+		c.Connected = func(mesh.Address) bool { return true }
 	}
 	if c.Epoch == nil {
 		c.Epoch = func() mesh.Epoch { return 0 }
