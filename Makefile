@@ -13,7 +13,7 @@ run: build          ## a whole network on this machine: make run ARGS='--once "W
 
 build:              ## bin/mesh
 	@mkdir -p bin
-	@$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/mesh ./cmd/mesh
+	@$(GO) build -ldflags '$(LDFLAGS)' -o bin/mesh ./cmd/mesh
 
 test:               ## unit, transcripts, virtual time and short process tests
 	$(GO) test -timeout 10m ./...

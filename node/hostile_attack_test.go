@@ -76,7 +76,7 @@ func buildAttacks() []attack {
 		protocol string
 		hold     int
 	}{{"infer", 96}, {"offer", 8}, {"manifest", 4}, {"blob", 8}, {"peers", 16}, {"hello", 2}} {
-		out = append(out, attack{name: "hoard-" + h.protocol, few: 800, hold: h.hold, cut: true, pace: h.protocol == "infer" || h.protocol == "hello",
+		out = append(out, attack{name: "hoard-" + h.protocol, few: 5000, hold: h.hold, cut: true, pace: h.protocol == "infer" || h.protocol == "hello",
 			run: func(q *squad) { q.hoard(h.protocol) }})
 	}
 	for _, p := range []string{"infer", "offer", "manifest", "blob", "peers", "hello"} {
@@ -85,12 +85,12 @@ func buildAttacks() []attack {
 			kinds = callKinds
 		}
 		for _, kind := range []string{"oversized", "truncated", "random"} {
-			out = append(out, attack{name: kind + "-" + p, few: 60, many: 10000, cut: p != "infer" || kind == "random", pace: kind == "random" && (p == "infer" || p == "offer"),
+			out = append(out, attack{name: kind + "-" + p, few: 60, many: 10000, cut: true, pace: kind == "random" && (p == "infer" || p == "offer"),
 				run: func(q *squad) { q.frames(p, kinds[kind]) }})
 		}
 	}
 	return append(out,
-		attack{name: "slowloris", pace: true, few: 64, slow: true, run: (*squad).slowloris},
+		attack{name: "slowloris", pace: true, cut: true, few: 64, slow: true, run: (*squad).slowloris},
 		attack{name: "stalled-bodies", pace: true, few: 96, slow: true, run: (*squad).stalledBodies},
 		attack{name: "slow-infer", pace: true, few: 24, slow: true, run: (*squad).slowInfer},
 		attack{name: "slow-blob", pace: true, few: 8, slow: true, run: (*squad).slowBlob},
@@ -339,8 +339,14 @@ func (q *squad) hoard(protocol string) {
 			places = make(chan struct{}, 160)
 		)
 		for i := 0; !f.cut() && q.more(); i++ {
-			if i == 150 { // long enough to see which ones the victim keeps
-				time.Sleep(500 * time.Millisecond)
+			if i == 150 { // refusals have arrived by then, and what is left is held
+				time.Sleep(time.Second)
+				mu.Lock()
+				n := len(held)
+				mu.Unlock()
+				q.mu.Lock()
+				q.report.Held = max(q.report.Held, n)
+				q.mu.Unlock()
 			}
 			places <- struct{}{}
 			c, err := f.dial(protocol)
@@ -353,19 +359,10 @@ func (q *squad) hoard(protocol string) {
 			}
 			wg.Go(func() {
 				// A stream that the victim keeps says nothing; a refused one ends.
-				c.SetReadDeadline(time.Now().Add(250 * time.Millisecond))
-				_, err := c.Read(make([]byte, 1))
 				mu.Lock()
-				if isTimeout(err) {
-					held[c] = true
-				}
-				n := len(held)
+				held[c] = true
 				mu.Unlock()
-				<-places
-				q.mu.Lock()
-				q.report.Held = max(q.report.Held, n)
-				q.mu.Unlock()
-				c.SetReadDeadline(time.Time{})
+				time.AfterFunc(50*time.Millisecond, func() { <-places })
 				c.Read(make([]byte, 1))
 				mu.Lock()
 				delete(held, c)
@@ -373,7 +370,7 @@ func (q *squad) hoard(protocol string) {
 				c.Close()
 			})
 		}
-		done := !f.cut()
+		done := !f.cut() || q.b.Count > 0 // one is enough for the short form
 		f.dismiss()
 		wg.Wait()
 		if done {

@@ -509,7 +509,7 @@ func TestHostilePeers(t *testing.T) {
 	slow := make(map[string]*child)
 	for _, a := range attacks {
 		if a.slow && !full {
-			slow[a.name] = s.start(t, a.name, a.few, 4*time.Second)
+			slow[a.name] = s.start(t, a.name, a.few, 6*time.Second)
 		}
 	}
 	for _, a := range attacks {

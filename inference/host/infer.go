@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
 	"sync/atomic"
 	"time"
 
@@ -152,7 +151,8 @@ func (h *Host) open(r *http.Request, peer mesh.Address) (*answer, error) {
 	if _, err := io.ReadFull(r.Body, body); err != nil {
 		// A stream that broke may be an honest caller's; one that ends early or stalls
 		// holds memory that others want.
-		if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, os.ErrDeadlineExceeded) {
+		var late net.Error // a stream of p2p does not say os.ErrDeadlineExceeded
+		if errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, &late) && late.Timeout() {
 			h.cfg.Penalise(peer, "infer: half a call", pointsBadCall)
 		}
 		return nil, fmt.Errorf("%w: read the call: %v", inference.ErrInvalid, err)

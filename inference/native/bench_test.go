@@ -22,21 +22,16 @@ func benchmarkModel(b *testing.B, name string) *model.File {
 	if name == "builtin" {
 		return builtinFile(b)
 	}
-	path := filepath.Join(os.TempDir(), "mesh-bench-"+name+".gguf")
-	if _, err := os.Stat(path); err != nil {
-		out, err := os.Create(path + ".part")
-		if err != nil {
-			b.Fatal(err)
-		}
-		if err := model.Synthesize(out, shape(b, name), model.Q8_0, 1); err != nil {
-			b.Fatal(err)
-		}
-		if err := out.Close(); err != nil {
-			b.Fatal(err)
-		}
-		if err := os.Rename(path+".part", path); err != nil {
-			b.Fatal(err)
-		}
+	path := filepath.Join(b.TempDir(), name+".gguf")
+	out, err := os.Create(path)
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := model.Synthesize(out, shape(b, name), model.Q8_0, 1); err != nil {
+		b.Fatal(err)
+	}
+	if err := out.Close(); err != nil {
+		b.Fatal(err)
 	}
 	f, err := model.Open(path)
 	if err != nil {
@@ -48,14 +43,16 @@ func benchmarkModel(b *testing.B, name string) *model.File {
 
 func BenchmarkEngine(b *testing.B) {
 	for _, name := range []string{"builtin", "0.5b"} {
-		for _, threads := range []int{1, 2} {
-			b.Run(name+"/threads="+strconv.Itoa(threads), func(b *testing.B) { benchmark(b, name, threads) })
-		}
+		b.Run(name, func(b *testing.B) {
+			f := benchmarkModel(b, name)
+			for _, threads := range []int{1, 2} {
+				b.Run("threads="+strconv.Itoa(threads), func(b *testing.B) { benchmark(b, f, threads) })
+			}
+		})
 	}
 }
 
-func benchmark(b *testing.B, name string, threads int) {
-	f := benchmarkModel(b, name)
+func benchmark(b *testing.B, f *model.File, threads int) {
 	begin := time.Now()
 	e := start(b, Config{File: f, Threads: threads})
 	ready := time.Since(begin)

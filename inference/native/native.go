@@ -149,6 +149,9 @@ func (e *Engine) Info() inference.ModelInfo { return e.info }
 // Text returns a detokenizer for one answer.
 func (e *Engine) Text() inference.Detokenizer { return e.tokenizer.NewDetokenizer() }
 
+// TokenBytes returns the bytes that a token stands for.
+func (e *Engine) TokenBytes(id int32) []byte { return e.tokenizer.Piece(id) }
+
 // Load reports how busy the engine is.
 func (e *Engine) Load() inference.Load {
 	e.mu.Lock()
