@@ -30,8 +30,7 @@ const (
 type directory struct {
 	net *p2p.Host
 	own func() []inference.ModelInfo // the models that are served here
-	// fallback is the model that an empty name stands for where nothing is served
-	// here: the built-in one, which everybody has.
+	// fallback is the built-in model, which everybody can serve; see usual.
 	fallback     mesh.ModelID
 	fallbackName string
 
@@ -51,7 +50,10 @@ func (d *directory) Resolve(ctx context.Context, name string) (mesh.ModelID, err
 			return m.ID, nil
 		}
 	}
-	if name == "" || name == d.fallbackName {
+	if name == "" {
+		return d.usual(), nil
+	}
+	if name == d.fallbackName {
 		return d.fallback, nil
 	}
 	if id, ok := d.named(name); ok {
@@ -64,6 +66,21 @@ func (d *directory) Resolve(ctx context.Context, name string) (mesh.ModelID, err
 		return id, nil
 	}
 	return mesh.ModelID{}, fmt.Errorf("model %.80q: %w", name, inference.ErrUnknownModel)
+}
+
+// usual returns the model for those who name none, where this node serves nothing:
+// the built-in one, unless nobody serves that and somebody serves another.
+func (d *directory) usual() mesh.ModelID {
+	known := d.advertised()
+	for _, m := range known {
+		if m.id == d.fallback {
+			return d.fallback
+		}
+	}
+	if len(known) > 0 {
+		return known[0].id
+	}
+	return d.fallback
 }
 
 // named returns the model that most hosts advertise under a name.

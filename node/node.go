@@ -99,7 +99,7 @@ func (n *Node) build() (err error) {
 	if err != nil {
 		return err
 	}
-	n.blobs = blob.NewServer(blob.ServerConfig{Store: n.models.blobs})
+	n.blobs = blob.NewServer(blob.ServerConfig{Store: n.models.blobs, Penalise: n.core.Net.Penalise, Log: n.log})
 	n.fetcher = blob.NewFetcher(blob.Config{
 		Store: n.models.blobs, Dialer: n.core.Net, Sources: n.core.dir.sources, Penalise: n.core.Net.Penalise, Log: n.log,
 	})
