@@ -47,7 +47,7 @@ func ParseCall(network mesh.NetworkID, body []byte) (*Call, error) {
 	}
 	p := new(inferencepb.InferCall)
 	if err := proto.Unmarshal(body, p); err != nil {
-		return nil, fmt.Errorf("%w: call: %v", ErrInvalid, err)
+		return nil, fmt.Errorf("%w: call: %w", ErrInvalid, err)
 	}
 	r, err := ParseRequest(network, p.GetRequest())
 	if err != nil {
@@ -72,10 +72,10 @@ func ParseCall(network mesh.NetworkID, body []byte) (*Call, error) {
 		return c, nil
 	}
 	if c.From, err = ParseReceipt(network, p.GetPrefixReceipt()); err != nil {
-		return nil, fmt.Errorf("%w: prefix: %v", ErrInvalid, err)
+		return nil, fmt.Errorf("%w: prefix: %w", ErrInvalid, err)
 	}
 	if err := c.From.precedes(c); err != nil {
-		return nil, fmt.Errorf("%w: prefix: %v", ErrInvalid, err)
+		return nil, fmt.Errorf("%w: prefix: %w", ErrInvalid, err)
 	}
 	return c, nil
 }

@@ -83,26 +83,26 @@ func parseRequest(network mesh.NetworkID, body []byte) (*Request, error) {
 	}
 	r, q := new(inferencepb.Request), new(inferencepb.Question)
 	if err := decode(body, r); err != nil {
-		return nil, fmt.Errorf("%w: request: %v", ErrInvalid, err)
+		return nil, fmt.Errorf("%w: request: %w", ErrInvalid, err)
 	}
 	if err := decode(r.GetQuestion(), q); err != nil {
-		return nil, fmt.Errorf("%w: question: %v", ErrInvalid, err)
+		return nil, fmt.Errorf("%w: question: %w", ErrInvalid, err)
 	}
 	if r.GetNetwork() != string(network) {
 		return nil, fmt.Errorf("%w: it is for network %.50q", ErrInvalid, r.GetNetwork())
 	}
 	model, err := mesh.HashFromBytes(q.GetModel())
 	if err != nil {
-		return nil, fmt.Errorf("%w: model: %v", ErrInvalid, err)
+		return nil, fmt.Errorf("%w: model: %w", ErrInvalid, err)
 	}
 	if len(r.GetPayer()) != ed25519.PublicKeySize {
 		return nil, fmt.Errorf("%w: payer of %d bytes", ErrInvalid, len(r.GetPayer()))
 	}
 	if err := checkQuestion(q); err != nil {
-		return nil, fmt.Errorf("%w: %v", ErrInvalid, err)
+		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
 	if err := checkLimits(r); err != nil {
-		return nil, fmt.Errorf("%w: %v", ErrInvalid, err)
+		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
 	return &Request{
 		Hash: domainRequest.Hash(network, body), Body: body, Pb: r, Question: q,

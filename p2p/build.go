@@ -39,7 +39,7 @@ func (h *Host) build() (host.Host, error) {
 	if err != nil {
 		return nil, err
 	}
-	conns, err := connmgr.NewConnManager(h.cfg.LowConns, h.cfg.HighConns, connmgr.WithGracePeriod(30*time.Second))
+	conns, err := connmgr.NewConnManager(h.cfg.LowConns, h.cfg.HighConns, connmgr.WithGracePeriod(10*time.Second))
 	if err != nil {
 		return nil, err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
@@ -22,8 +23,9 @@ const (
 	greetAdverts = 64        // wanted of each new peer
 	findAdverts  = 512       // wanted when a key is looked for
 	peersTimeout = 10 * time.Second
-	peersStreams = 64 // served at a time
-	peersRate    = 1  // questions per second of one peer
+	askTimeout   = 2 * time.Second // an honest question comes with its stream
+	peersStreams = 64              // served at a time
+	peersRate    = 1               // questions per second of one peer
 	peersBurst   = 16
 
 	pointsBadProof = 50 // an advert that its sender should not have passed on
@@ -53,6 +55,12 @@ func (p *peersServer) serve(st network.Stream) {
 		st.ResetWithError(network.StreamErrorCode(CodeRate))
 		return
 	}
+	ctx, cancel := context.WithTimeout(p.d.ctx, peersTimeout)
+	defer cancel()
+	if !p.d.waitHello(ctx, id) {
+		st.ResetWithError(network.StreamErrorCode(CodeRefused))
+		return
+	}
 	select {
 	case p.places <- struct{}{}:
 		defer func() { <-p.places }()
@@ -60,14 +68,12 @@ func (p *peersServer) serve(st network.Stream) {
 		st.ResetWithError(network.StreamErrorCode(CodeBusy))
 		return
 	}
-	ctx, cancel := context.WithTimeout(p.d.ctx, peersTimeout)
-	defer cancel()
-	if !p.d.waitHello(ctx, id) {
-		st.ResetWithError(network.StreamErrorCode(CodeRefused))
-		return
-	}
 	if err := p.answer(st); err != nil {
-		if errors.Is(err, ErrMessage) {
+		var late net.Error
+		switch {
+		case errors.As(err, &late) && late.Timeout():
+			p.d.blame(id, "peers: stream opened and not used", pointsSilent)
+		case errors.Is(err, ErrMessage):
 			p.d.blame(id, "peers: "+err.Error(), pointsBadFrame)
 		}
 		st.ResetWithError(network.StreamErrorCode(CodeViolation))
@@ -78,7 +84,7 @@ func (p *peersServer) serve(st network.Stream) {
 
 func (p *peersServer) answer(st network.Stream) error {
 	now := time.Now()
-	if err := st.SetDeadline(now.Add(peersTimeout)); err != nil {
+	if err := errors.Join(st.SetReadDeadline(now.Add(askTimeout)), st.SetWriteDeadline(now.Add(peersTimeout))); err != nil {
 		return err
 	}
 	var ask p2ppb.PeersAsk

@@ -235,9 +235,11 @@ func (b *bench) post(n byte, path string, body []byte) *stream {
 		b.t.Fatal(err)
 	}
 	go req.Write(s.conn)
-	if s.resp, err = http.ReadResponse(bufio.NewReader(s.conn), req); err != nil {
+	s.resp, err = http.ReadResponse(bufio.NewReader(s.conn), req) //nolint:bodyclose // the Cleanup below does
+	if err != nil {
 		b.t.Fatal(err)
 	}
+	b.t.Cleanup(func() { s.resp.Body.Close() })
 	s.frames = inference.NewFrameReader(s.resp.Body)
 	return s
 }

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -22,8 +23,10 @@ import (
 const (
 	maxCancelBytes = 512
 	headerTimeout  = 5 * time.Second
-	bodyTimeout    = 10 * time.Second
-	pointsBadCall  = 10 // an honest router never sends one
+	bodyTimeout    = 30 * time.Second // for all of it
+	pieceTimeout   = 5 * time.Second  // for callPiece of it
+	callPiece      = 64 << 10         // bytes of a call that are read at a time
+	pointsBadCall  = 10               // an honest router never sends one
 )
 
 type (
@@ -129,13 +132,20 @@ func (h *Host) handleInfer(w http.ResponseWriter, r *http.Request) {
 		refuse(w, fmt.Errorf("%w: a call states its length, at most %d bytes", inference.ErrInvalid, inference.MaxCallBytes))
 		return
 	}
-	if err := h.enter(peer, size); err != nil {
+	if err := h.enter(peer, 0); err != nil {
 		h.meter.refused(err)
 		refuse(w, err)
 		return
 	}
-	defer h.leave(peer, size)
-	a, err := h.open(r, peer)
+	held := int64(0)
+	defer func() { h.leave(peer, held) }()
+	body, err := h.readCall(w, r, peer, &held)
+	if err != nil {
+		h.meter.refused(err)
+		refuse(w, err)
+		return
+	}
+	a, err := h.open(r, peer, body)
 	if err != nil {
 		h.meter.refused(err)
 		refuse(w, err)
@@ -145,18 +155,38 @@ func (h *Host) handleInfer(w http.ResponseWriter, r *http.Request) {
 	a.serve(w)
 }
 
-// open reads and admits a call.
-func (h *Host) open(r *http.Request, peer mesh.Address) (*answer, error) {
-	body := make([]byte, r.ContentLength)
-	if _, err := io.ReadFull(r.Body, body); err != nil {
-		// A stream that broke may be an honest caller's; one that ends early or stalls
-		// holds memory that others want.
-		var late net.Error // a stream of p2p does not say os.ErrDeadlineExceeded
-		if errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, &late) && late.Timeout() {
-			h.cfg.Penalise(peer, "infer: half a call", pointsBadCall)
+// readCall reads the body of a call. Memory is taken as the bytes come: who only
+// states a length holds nothing that others want.
+func (h *Host) readCall(w http.ResponseWriter, r *http.Request, peer mesh.Address, held *int64) ([]byte, error) {
+	var body []byte
+	rc, end := http.NewResponseController(w), time.Now().Add(bodyTimeout)
+	for left := r.ContentLength; left > 0; left = r.ContentLength - int64(len(body)) {
+		n := min(left, callPiece)
+		if err := h.hold(peer, n); err != nil {
+			return nil, err
 		}
-		return nil, fmt.Errorf("%w: read the call: %v", inference.ErrInvalid, err)
+		*held += n
+		next := time.Now().Add(pieceTimeout)
+		if next.After(end) {
+			next = end
+		}
+		rc.SetReadDeadline(next)
+		body = slices.Grow(body, int(n))
+		if _, err := io.ReadFull(r.Body, body[len(body):len(body)+int(n)]); err != nil {
+			// A stream that broke may be an honest caller's; one that ends early or stalls is not.
+			var late net.Error // a stream of p2p does not say os.ErrDeadlineExceeded
+			if errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, &late) && late.Timeout() {
+				h.cfg.Penalise(peer, "infer: half a call", pointsBadCall)
+			}
+			return nil, fmt.Errorf("%w: read the call: %w", inference.ErrInvalid, err)
+		}
+		body = body[:len(body)+int(n)]
 	}
+	return body, nil
+}
+
+// open admits a call.
+func (h *Host) open(r *http.Request, peer mesh.Address, body []byte) (*answer, error) {
 	call, err := inference.ParseCall(h.cfg.Network, body)
 	if err != nil {
 		h.cfg.Penalise(peer, "infer: "+err.Error(), pointsBadCall)
@@ -184,7 +214,7 @@ func (h *Host) admit(ctx context.Context, call *inference.Call, peer mesh.Addres
 	}
 	prompt, err := l.engine.Encode(call.Request.Question)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %v", inference.ErrInvalid, err)
+		return nil, fmt.Errorf("%w: %w", inference.ErrInvalid, err)
 	}
 	if len(prompt) == 0 {
 		return nil, fmt.Errorf("%w: the prompt has no tokens", inference.ErrInvalid)
@@ -271,7 +301,7 @@ func (h *Host) handleCancel(w http.ResponseWriter, r *http.Request) {
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxCancelBytes))
 	if err != nil {
-		refuse(w, fmt.Errorf("%w: read the cancel: %v", inference.ErrInvalid, err))
+		refuse(w, fmt.Errorf("%w: read the cancel: %w", inference.ErrInvalid, err))
 		return
 	}
 	n, err := h.cancelSigned(body)
@@ -288,11 +318,11 @@ func (h *Host) handleCancel(w http.ResponseWriter, r *http.Request) {
 func (h *Host) cancelSigned(body []byte) (int, error) {
 	s := new(inferencepb.Signed)
 	if err := proto.Unmarshal(body, s); err != nil {
-		return 0, fmt.Errorf("%w: cancel: %v", inference.ErrInvalid, err)
+		return 0, fmt.Errorf("%w: cancel: %w", inference.ErrInvalid, err)
 	}
 	request, choice, verify, err := inference.ParseCancel(s)
 	if err != nil {
-		return 0, fmt.Errorf("%w: %v", inference.ErrInvalid, err)
+		return 0, fmt.Errorf("%w: %w", inference.ErrInvalid, err)
 	}
 	h.mu.Lock()
 	var found []*answer

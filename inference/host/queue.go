@@ -76,6 +76,19 @@ func (h *Host) enter(peer mesh.Address, size int64) error {
 	return nil
 }
 
+// hold counts more bytes of a call that was counted in.
+func (h *Host) hold(peer mesh.Address, n int64) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	u := h.peers[peer]
+	if h.held+n > h.cfg.Memory || u.held+n > h.cfg.Memory/2 {
+		return &inference.Refusal{Code: inference.CodeBusy, WaitMs: 1000, Message: "no memory for another request now"}
+	}
+	u.held += n
+	h.held += n
+	return nil
+}
+
 // leave takes back what enter counted.
 func (h *Host) leave(peer mesh.Address, size int64) {
 	h.mu.Lock()

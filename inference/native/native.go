@@ -192,7 +192,7 @@ func (e *Engine) Encode(q *inferencepb.Question) ([]int32, error) {
 	}
 	ids, err := e.template.Encode(messages, tools)
 	if errors.Is(err, model.ErrMessages) {
-		return nil, fmt.Errorf("%w: %v", inference.ErrInvalid, err)
+		return nil, fmt.Errorf("%w: %w", inference.ErrInvalid, err)
 	}
 	return ids, err
 }

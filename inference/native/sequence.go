@@ -40,7 +40,7 @@ func (e *Engine) newSequence(g inference.Generation) (*sequence, error) {
 	}
 	s := &sequence{g: g, sampling: samplingOf(g.Sampling), prompt: len(g.Prompt), out: newOutbox()}
 	if err := s.sampling.Check(); err != nil {
-		return nil, fmt.Errorf("%w: %v", inference.ErrInvalid, err)
+		return nil, fmt.Errorf("%w: %w", inference.ErrInvalid, err)
 	}
 	// In two steps, for MaxTokens may be near the largest int.
 	s.end = s.prompt + min(g.MaxTokens, e.context-s.prompt)

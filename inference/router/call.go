@@ -133,6 +133,7 @@ func (k *call) read(ctx context.Context, body []byte) {
 		k.pass(ctx, arrival{err: err})
 		return
 	}
+	defer resp.Body.Close()
 	defer drain(resp.Body)
 	if resp.StatusCode != http.StatusOK {
 		text, _ := io.ReadAll(io.LimitReader(resp.Body, inference.MaxRefusalBytes+1))
@@ -369,5 +370,6 @@ func (r *Router) sendCancel(k *call) {
 		r.cfg.Log.Debug("a cancel did not arrive", "host", k.host.peer, "error", err)
 		return
 	}
+	defer resp.Body.Close()
 	drain(resp.Body)
 }

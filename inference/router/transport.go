@@ -71,12 +71,10 @@ func (r *Router) ping(peer mesh.Address) error {
 	if err != nil {
 		return err
 	}
+	defer resp.Body.Close()
 	drain(resp.Body)
 	return nil
 }
 
 // drain reads what is left of a body, so that its stream is used again.
-func drain(body io.ReadCloser) {
-	io.Copy(io.Discard, io.LimitReader(body, 64<<10))
-	body.Close()
-}
+func drain(body io.Reader) { io.Copy(io.Discard, io.LimitReader(body, 64<<10)) }
