@@ -35,6 +35,7 @@ const (
 	MaxStopBytes    = 256
 	MaxTopLogProbs  = 20
 	MaxLogitBias    = 1024
+	MinTemperature  = 1e-3 // below it, and above 0, logits would leave float32
 )
 
 // Request is a parsed, valid request. Body holds the bytes that were signed.
@@ -181,6 +182,9 @@ func checkSampling(s *inferencepb.Sampling) error {
 		if !(f.v >= f.min && f.v <= f.max) {
 			return fmt.Errorf("%s is %g, from %g to %g are allowed", f.name, f.v, f.min, f.max)
 		}
+	}
+	if t := s.GetTemperature(); t > 0 && t < MinTemperature {
+		return fmt.Errorf("temperature is %g, 0 or from %g are allowed", t, MinTemperature)
 	}
 	if len(s.GetLogitBias()) > MaxLogitBias {
 		return fmt.Errorf("%d entries of logit bias, at most %d are allowed", len(s.GetLogitBias()), MaxLogitBias)

@@ -65,7 +65,7 @@ func (n *Node) serveRef(ctx context.Context, ref string, progress func(api.Progr
 		return n.serveBuiltin(ctx)
 	}
 	e, ok := n.models.find(ref)
-	if !ok {
+	if !ok || ref == e.Path {
 		if _, err := os.Stat(ref); err != nil {
 			return fmt.Errorf("neither a file nor a model that this node has; with the node up, `mesh model add %s` looks in the mesh", ref)
 		}
@@ -144,7 +144,7 @@ func (n *Node) PullModel(ctx context.Context, ref string, progress func(api.Prog
 
 // fetch returns the entry of a model: of a file here, or pulled from peers.
 func (n *Node) fetch(ctx context.Context, ref string, progress func(api.Progress)) (entry, error) {
-	if e, ok := n.models.find(ref); ok {
+	if e, ok := n.models.find(ref); ok && ref != e.Path { // a file is looked at anew
 		return e, nil
 	}
 	if _, err := os.Stat(ref); err == nil && strings.ContainsAny(ref, "/.") {
@@ -174,10 +174,13 @@ func (n *Node) fetch(ctx context.Context, ref string, progress func(api.Progress
 	}
 	e, err := n.models.describe(ctx, path, func(api.Progress) {})
 	if err != nil {
-		return entry{}, fmt.Errorf("file %s is no model that this mesh can read: %w", root.Short(), err)
+		return entry{}, errors.Join(fmt.Errorf("file %s is no model that this mesh can read: %w", root.Short(), err), n.models.blobs.Remove(root))
 	}
-	if e.Pulled = true; name != "" {
-		e.Name = name
+	if want, err := mesh.ParseHash(ref); err == nil && want != e.Model && want != root {
+		return entry{}, errors.Join(fmt.Errorf("a peer gave model %s for %s; its file is dropped, try again", e.Model, ref), n.models.blobs.Remove(root))
+	}
+	if e.Pulled, e.Name = true, name; name == "" {
+		e.Name = "model-" + root.Short()
 	}
 	return e, n.models.put(e)
 }

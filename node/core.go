@@ -26,10 +26,12 @@ type Receipts interface {
 // CoreConfig is what a Core is made of.
 type CoreConfig struct {
 	P2P      p2p.Config
-	Receipts Receipts     // nil keeps none
-	Fallback mesh.ModelID // what an empty model name means where nothing is served
-	Name     string       // its name
-	Queue    int          // see Config
+	Receipts Receipts                     // of answers that this node got; nil keeps none
+	Signed   Receipts                     // of answers that it gave; nil keeps none
+	Fallback mesh.ModelID                 // what an empty model name means where nothing is served
+	Name     string                       // its name
+	Text     func() inference.Detokenizer // of the fallback; nil believes its hosts
+	Queue    int                          // see Config
 	Router   router.Config
 }
 
@@ -44,7 +46,9 @@ type Core struct {
 	network mesh.NetworkID
 	light   bool
 	dir     *directory
-	tasks   *p2p.Topic // set by Start
+
+	fallbackText func() inference.Detokenizer
+	tasks        *p2p.Topic // set by Start
 
 	mu     sync.Mutex
 	models []servedModel // guarded by mu
@@ -59,7 +63,7 @@ type servedModel struct {
 
 // NewCore builds the parts. It touches no network.
 func NewCore(cfg CoreConfig) (*Core, error) {
-	c := &Core{network: cfg.P2P.Network, light: cfg.P2P.Role == p2p.RoleLight}
+	c := &Core{network: cfg.P2P.Network, light: cfg.P2P.Role == p2p.RoleLight, fallbackText: cfg.Text}
 	var err error
 	if c.Net, err = p2p.New(cfg.P2P); err != nil {
 		return nil, err
@@ -73,7 +77,7 @@ func NewCore(cfg CoreConfig) (*Core, error) {
 func (c *Core) build(cfg CoreConfig) (err error) {
 	c.dir = &directory{net: c.Net, own: c.own, fallback: cfg.Fallback, fallbackName: cfg.Name}
 	c.Host, err = host.New(host.Config{
-		Network: cfg.P2P.Network, Key: cfg.P2P.Key, RemotePeer: p2p.RemotePeer, Receipts: cfg.Receipts, Dialer: c.Net,
+		Network: cfg.P2P.Network, Key: cfg.P2P.Key, RemotePeer: p2p.RemotePeer, Receipts: cfg.Signed, Dialer: c.Net,
 		TakeOffer: func(from mesh.Address, o *inferencepb.Offer) bool { return c.Router.TakeOffer(from, o) },
 		Penalise:  c.Net.Penalise, Queue: cfg.Queue, Log: cfg.P2P.Log, Metrics: cfg.P2P.Metrics,
 	})
@@ -92,7 +96,7 @@ func (c *Core) build(cfg CoreConfig) (err error) {
 // Bounds of the streams. An infer stream carries one call at a time and is kept for
 // the next, so a busy router holds as many as it has answers in the making.
 var (
-	inferLimits = p2p.Limits{PerPeer: 96, Total: 1024, MaxMessage: inference.MaxRequestBytes + 64<<10, Memory: 2 << 30, Rate: 200, Burst: 400}
+	inferLimits = p2p.Limits{PerPeer: 96, Total: 1024, MaxMessage: 64 << 10, Rate: 200, Burst: 400} // the host counts the bytes of calls itself
 	offerLimits = p2p.Limits{PerPeer: 8, Total: 512, MaxMessage: 8 << 10, Rate: 50, Burst: 200}
 )
 
@@ -168,10 +172,14 @@ func (c *Core) model(id mesh.ModelID) (servedModel, bool) {
 	return servedModel{}, false
 }
 
-// textOf returns a detokenizer of a model that is served here.
+// textOf returns a detokenizer of a model that this node has: of one that it serves,
+// and of the built-in one. The text of others is believed.
 func (c *Core) textOf(id mesh.ModelID) inference.Detokenizer {
 	if m, ok := c.model(id); ok {
 		return m.engine.Text()
+	}
+	if id == c.dir.fallback && c.fallbackText != nil {
+		return c.fallbackText()
 	}
 	return nil
 }

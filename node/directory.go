@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"iter"
 	"slices"
+	"strings"
 	"sync"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"google.golang.org/protobuf/proto"
@@ -21,6 +23,7 @@ import (
 
 const (
 	lookTime    = 2 * time.Second // to find hosts of a model nobody here has heard of
+	sourceTime  = 8 * time.Second // to find anybody who has a file
 	maxFollowed = 64
 	maxName     = 128 // bytes of a model's name
 )
@@ -131,9 +134,9 @@ func (d *directory) follow(model mesh.ModelID) {
 	}
 	d.followed = append(d.followed, model)
 	d.net.Follow(model)
-	if len(d.followed) > maxFollowed {
-		d.net.Unfollow(d.followed[0])
-		d.followed = slices.Delete(d.followed, 0, 1)
+	if len(d.followed) > maxFollowed { // the first is the built-in model, and stays
+		d.net.Unfollow(d.followed[1])
+		d.followed = slices.Delete(d.followed, 1, 2)
 	}
 }
 
@@ -203,9 +206,17 @@ func decodeCapability(payload []byte, model mesh.ModelID) (*inferencepb.Capabili
 	}
 	name := c.GetName()
 	valid := string(c.GetModel()) == string(model[:]) && c.GetContext() > 0 && c.GetSlots() > 0 &&
-		name != "" && len(name) <= maxName && utf8.ValidString(name) &&
+		validName(name) &&
 		(len(c.GetRoot()) == 0 || len(c.GetRoot()) == len(mesh.Hash{})) && c.GetSize() < 1<<50
 	return c, valid
+}
+
+// validName refuses what would confuse people, terminals or commands: names come
+// from strangers.
+func validName(name string) bool {
+	_, err := mesh.ParseHash(name)
+	odd := func(r rune) bool { return !unicode.IsPrint(r) || r == '/' || r == '\\' }
+	return err != nil && name != "" && len(name) <= maxName && utf8.ValidString(name) && !strings.ContainsFunc(name, odd)
 }
 
 // rootOf returns the root of a model's file as some host advertises it.
@@ -222,21 +233,56 @@ func (d *directory) rootOf(ref string) (mesh.Hash, string, bool) {
 }
 
 // sources names the peers that may have a file: those whose adverts say so, then
-// those whom the DHT names.
+// those whom the DHT names. Where there are none it asks around for a while, as a
+// node that has just started knows few.
 func (d *directory) sources(ctx context.Context, root mesh.Hash) iter.Seq[mesh.Address] {
 	return func(yield func(mesh.Address) bool) {
-		for _, a := range d.net.Adverts(mesh.Hash{}) {
-			for _, s := range a.Services {
-				c, ok := capabilityOf(a, s.Key)
-				if ok && string(c.GetRoot()) == string(root[:]) && a.Peer != d.net.Address() && !yield(a.Peer) {
+		found := false
+		pass := func(a mesh.Address) bool {
+			if a == d.net.Address() {
+				return true
+			}
+			found = true
+			return yield(a)
+		}
+		for until := time.Now().Add(sourceTime); ; {
+			for _, a := range d.holders(root) {
+				if !pass(a) {
 					return
 				}
 			}
-		}
-		for a := range d.net.Providers(ctx, root, 16) {
-			if a != d.net.Address() && !yield(a) {
+			look, cancel := context.WithTimeout(ctx, lookTime)
+			for a := range d.net.Providers(look, root, 16) {
+				if !pass(a) {
+					cancel()
+					return
+				}
+			}
+			if !found {
+				d.net.Find(look, mesh.Hash{})
+			}
+			cancel()
+			if found || time.Now().After(until) {
 				return
+			}
+			select { // where nobody is connected, asking around takes no time
+			case <-ctx.Done():
+				return
+			case <-time.After(200 * time.Millisecond):
 			}
 		}
 	}
+}
+
+// holders returns the peers whose adverts name a file.
+func (d *directory) holders(root mesh.Hash) []mesh.Address {
+	var out []mesh.Address
+	for _, a := range d.net.Adverts(mesh.Hash{}) {
+		for _, s := range a.Services {
+			if c, ok := capabilityOf(a, s.Key); ok && string(c.GetRoot()) == string(root[:]) {
+				out = append(out, a.Peer)
+			}
+		}
+	}
+	return out
 }

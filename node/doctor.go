@@ -21,8 +21,12 @@ import (
 // Doctor looks at this machine, and at the node that runs on it if there is one.
 func Doctor(ctx context.Context, home string, c *api.Client) []api.Check {
 	status, err := c.Status(ctx)
+	var absent *api.NotRunningError
 	running := err == nil
 	checks := []api.Check{checkKernel(), checkModel(), checkHome(home), checkDisk(home), checkMemory(), checkFiles(), checkUDPBuffers(), checkMulticast()}
+	if !running && !errors.As(err, &absent) {
+		return append(checks, api.Check{Name: "node", State: "fail", Detail: err.Error(), Remedy: "what answers there is no mesh node, or it needs --api-key"})
+	}
 	if !running {
 		checks = append(checks, checkPort(":"+defaultPort), checkAPIPort(c.Base), api.Check{Name: "node", State: "warn",
 			Detail: err.Error(), Remedy: "start one to have its peers and reachability checked as well"})

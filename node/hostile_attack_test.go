@@ -289,10 +289,22 @@ func (q *squad) offend(width int, strike func(f *foe) error) {
 			})
 		}
 		workers.Wait()
+		if !open {
+			f.await(2 * time.Second)
+		}
 		f.dismiss()
 		if !open {
 			return
 		}
+	}
+}
+
+// await gives the victim time to act on what it has seen: faults of some protocols
+// are counted in the background.
+func (f *foe) await(limit time.Duration) {
+	select {
+	case <-f.gone:
+	case <-time.After(limit):
 	}
 }
 

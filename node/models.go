@@ -163,6 +163,15 @@ func (c *catalogue) load(e entry, cfg Config) (*loaded, error) {
 	if err != nil {
 		return nil, err
 	}
+	// The file may be another one by now; under the old ID its answers would be lies.
+	m, err := f.Manifest(context.Background(), c.hashes)
+	if err == nil && m.ID() != e.Model {
+		err = fmt.Errorf("file %s has changed since it was added; add it again", e.Path)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
 	l, err := c.start(&loaded{entry: e, file: f}, cfg)
 	if err != nil {
 		f.Close()

@@ -20,6 +20,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/gonka-mesh/mesh"
+	"github.com/gonka-mesh/mesh/inference"
 	"github.com/gonka-mesh/mesh/inference/model/builtin"
 	"github.com/gonka-mesh/mesh/inference/openai"
 	"github.com/gonka-mesh/mesh/inference/receipts"
@@ -93,7 +94,7 @@ func (n *Node) build() (err error) {
 		return err
 	}
 	n.core, err = NewCore(CoreConfig{
-		P2P: n.p2pConfig(), Receipts: n.tally, Fallback: fallback, Name: builtin.Name, Queue: n.cfg.Queue,
+		P2P: n.p2pConfig(), Receipts: n.receipts, Signed: n.tally, Fallback: fallback, Name: builtin.Name, Text: builtinText, Queue: n.cfg.Queue,
 		Router: router.Config{InterToken: time.Duration(n.cfg.InterTokenMS) * time.Millisecond},
 	})
 	if err != nil {
@@ -143,6 +144,19 @@ func builtinID() (mesh.ModelID, error) {
 		return mesh.ModelID{}, fmt.Errorf("built-in model: %w", err)
 	}
 	return m.ID(), nil
+}
+
+// builtinText returns a detokenizer of the built-in model, which every node has.
+func builtinText() inference.Detokenizer {
+	f, err := builtin.Open()
+	if err != nil {
+		return nil
+	}
+	t, err := f.Tokenizer()
+	if err != nil {
+		return nil
+	}
+	return t.NewDetokenizer()
 }
 
 // Run starts the node and blocks until ctx is done; then it stops in order. ready

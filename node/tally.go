@@ -23,6 +23,9 @@ type tally struct {
 
 // Put keeps a receipt.
 func (t *tally) Put(request mesh.Hash, signed *inferencepb.Signed) error {
+	if err := t.store.Put(request, signed); err != nil {
+		return err
+	}
 	r := new(inferencepb.Receipt)
 	if proto.Unmarshal(signed.GetBody(), r) == nil && string(r.GetHost()) == string(t.self[:]) && r.GetFinish() != string(inference.FinishOpen) {
 		t.mu.Lock()
@@ -32,7 +35,7 @@ func (t *tally) Put(request mesh.Hash, signed *inferencepb.Signed) error {
 		t.sum.Earned += mesh.Amount(r.GetPrice())
 		t.mu.Unlock()
 	}
-	return t.store.Put(request, signed)
+	return nil
 }
 
 func (t *tally) served() api.Served {

@@ -158,6 +158,18 @@ func (b *book) good(id peer.ID, role string, addrs []ma.Multiaddr) {
 	}
 }
 
+// heard notes a peer that was never connected, while there is room: such entries
+// rank behind all others, and never push one out.
+func (b *book) heard(id peer.ID, addrs []ma.Multiaddr) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.entries[id] != nil || len(addrs) == 0 || len(b.entries) >= bookPeers/2 {
+		return
+	}
+	b.entries[id] = &entry{addrs: slices.Clone(addrs[:min(len(addrs), bookAddrs)]), seen: time.Unix(0, 0)}
+	b.dirty = true
+}
+
 // failed notes that a dial failed; a peer that failed for long is forgotten.
 func (b *book) fail(id peer.ID) {
 	b.mu.Lock()

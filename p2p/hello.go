@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/libp2p/go-libp2p/core/network"
@@ -158,7 +159,7 @@ func clip(s string, n int) string {
 	out := make([]rune, 0, min(len(s), n))
 	size := 0
 	for _, r := range s {
-		if r < ' ' || r == 0x7f || r == utf8.RuneError {
+		if !unicode.IsPrint(r) || r == utf8.RuneError {
 			r = '?'
 		}
 		if size += utf8.RuneLen(r); size > n {

@@ -220,7 +220,7 @@ func (h *Host) Close() error {
 		lanes = append(lanes, l)
 	}
 	h.mu.Unlock()
-	h.noteConnected()
+	h.noteKnown()
 	h.cancel()
 	for _, l := range lanes {
 		l.stop()

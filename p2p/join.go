@@ -11,6 +11,8 @@ import (
 	"github.com/libp2p/go-libp2p/p2p/net/swarm"
 	ma "github.com/multiformats/go-multiaddr"
 	manet "github.com/multiformats/go-multiaddr/net"
+
+	"github.com/gonka-mesh/mesh"
 )
 
 const (
@@ -172,10 +174,17 @@ func (h *Host) bookable(addrs []ma.Multiaddr) []ma.Multiaddr {
 	return addrs
 }
 
-// noteConnected writes all connected peers into the address book.
-func (h *Host) noteConnected() {
+// noteKnown writes all connected peers into the address book, and behind them those
+// that only adverts name: whoever was online for a moment has met few itself.
+func (h *Host) noteKnown() {
 	for _, c := range h.host.Network().Conns() {
 		h.noteGood(c)
+	}
+	for _, a := range h.Adverts(mesh.Hash{}) {
+		id, err := peerID(a.Peer)
+		if err == nil && id != h.host.ID() {
+			h.book.heard(id, h.bookable(parseAddrs(a.Addrs)))
+		}
 	}
 }
 
@@ -192,7 +201,7 @@ func (h *Host) keepBook() {
 		case <-first.C:
 		case <-tick.C:
 		}
-		h.noteConnected()
+		h.noteKnown()
 		if err := h.book.save(); err != nil {
 			h.log.Warn("address book not saved", "err", err)
 		}

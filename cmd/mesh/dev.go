@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -73,6 +74,7 @@ func (d *devNet) run(ctx context.Context, g *globals, hosts int, once string) er
 	if api == "" {
 		api = os.Getenv("MESH_API")
 	}
+	api = strings.TrimPrefix(api, "http://")
 	if key == "" {
 		key = os.Getenv("MESH_API_KEY")
 	}

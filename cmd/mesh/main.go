@@ -4,6 +4,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -129,15 +130,16 @@ func (g *globals) client() (*api.Client, error) {
 	if err := g.complete(); err != nil {
 		return nil, err
 	}
-	base := g.api
-	if base == "" {
-		base = node.DefaultAPI
+	var cfg node.Config
+	if err := node.ReadConfig(node.ConfigPath(g.home), &cfg); err != nil {
+		return nil, err
 	}
+	base, key := cmp.Or(g.api, cfg.API, node.DefaultAPI), cmp.Or(g.apiKey, cfg.APIKey)
 	if !strings.Contains(base, "://") {
 		base = "http://" + base
 	}
 	token, _ := os.ReadFile(filepath.Join(g.home, "api.token"))
-	return &api.Client{Base: strings.TrimRight(base, "/"), Key: g.apiKey, Token: strings.TrimSpace(string(token))}, nil
+	return &api.Client{Base: strings.TrimRight(base, "/"), Key: key, Token: strings.TrimSpace(string(token))}, nil
 }
 
 // noun makes a command that only groups its verbs.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -54,7 +55,7 @@ func upCommand(g *globals) *cobra.Command {
 	f.IntVar(&cfg.Slots, "slots", 0, "requests decoded at once (default 32)")
 	f.IntVar(&cfg.Queue, "queue", 0, "requests that may wait for a slot (default 64)")
 	f.StringVar(&cfg.KV, "kv", "", "stored type of the KV cache: f16 or f32 (default f16)")
-	f.Int64Var(&cfg.MemoryMB, "memory", 0, "limit of the KV caches in MiB (default: a quarter of the machine)")
+	f.Int64Var(&cfg.MemoryMB, "memory", 0, "limit of each model's KV cache in MiB (default: a quarter of the machine)")
 	f.Uint64Var(&cfg.PricePrompt, "price-prompt", 0, "price of a prompt token in ngonka")
 	f.Uint64Var(&cfg.PriceOutput, "price-output", 0, "price of an output token in ngonka")
 	f.BoolVar(&cfg.NoMDNS, "no-mdns", false, "do not look for peers on the local network")
@@ -74,7 +75,7 @@ func mergeConfig(flags *pflag.FlagSet, g *globals, typed node.Config) (node.Conf
 	}
 	cfg.Home = g.home
 	if g.api != "" {
-		cfg.API = g.api
+		cfg.API = strings.TrimPrefix(g.api, "http://")
 	}
 	if g.apiKey != "" {
 		cfg.APIKey = g.apiKey

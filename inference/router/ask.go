@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -143,7 +144,7 @@ func estimate(a *inference.Ask) int {
 func (q *question) extras() []Candidate {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return q.extra
+	return slices.Clone(q.extra) // callers reorder it
 }
 
 // say passes an event on, one at a time.

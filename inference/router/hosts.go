@@ -107,6 +107,9 @@ func (h *hosts) failed(k hostKey, liar bool) {
 	h.update(k, func(r *record) {
 		r.failures++
 		r.offer, r.warmed = nil, time.Time{}
+		if r.liar && time.Now().Before(r.until) {
+			return // that its other streams broke does not shorten it
+		}
 		wait := time.Second << min(r.failures-1, 6)
 		if r.liar = liar; liar {
 			wait = liarBackoff
@@ -130,6 +133,9 @@ func (h *hosts) started(k hostKey) { h.update(k, func(r *record) { r.since++ }) 
 func (h *hosts) spoke(k hostKey, ttft time.Duration) {
 	h.update(k, func(r *record) {
 		r.ttft.add(ttft.Seconds())
+		if r.liar && time.Now().Before(r.until) {
+			return
+		}
 		r.failures, r.until, r.liar, r.warmed = 0, time.Time{}, false, time.Now()
 	})
 }

@@ -35,7 +35,7 @@ type Status struct {
 
 // Reachability says whether strangers can dial this node, and why.
 type Reachability struct {
-	State    string   `json:"state"` // public, private, relayed, local, unknown
+	State    string   `json:"state"` // public, private, relayed, unknown
 	Reason   string   `json:"reason"`
 	Remedy   string   `json:"remedy,omitempty"`
 	External []string `json:"external"`
@@ -89,19 +89,18 @@ type PeerModel struct {
 
 // Model is one that this node has, or knows of.
 type Model struct {
-	Model    mesh.ModelID `json:"model"`
-	Name     string       `json:"name"`
-	Root     mesh.Hash    `json:"root"` // of its file, for `mesh model pull`
-	Bytes    int64        `json:"bytes"`
-	Arch     string       `json:"arch,omitempty"`
-	Weights  string       `json:"weights,omitempty"`
-	Context  int          `json:"context"`
-	Class    string       `json:"class,omitempty"`
-	Served   bool         `json:"served"` // by this node
-	Builtin  bool         `json:"builtin"`
-	Path     string       `json:"path,omitempty"`
-	Hosts    int          `json:"hosts"` // other nodes that serve it, as far as known
-	Manifest string       `json:"manifest,omitempty"`
+	Model   mesh.ModelID `json:"model"`
+	Name    string       `json:"name"`
+	Root    mesh.Hash    `json:"root"` // of its file, for `mesh model pull`
+	Bytes   int64        `json:"bytes"`
+	Arch    string       `json:"arch,omitempty"`
+	Weights string       `json:"weights,omitempty"`
+	Context int          `json:"context"`
+	Class   string       `json:"class,omitempty"`
+	Served  bool         `json:"served"` // by this node
+	Builtin bool         `json:"builtin"`
+	Path    string       `json:"path,omitempty"`
+	Hosts   int          `json:"hosts"` // other nodes that serve it, as far as known
 }
 
 // Receipt is one segment of an answer that this node gave or got.
