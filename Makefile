@@ -36,7 +36,7 @@ bench: build        ## benchmarks of this machine; docs/bench.md explains them
 sim:                ## large meshes in virtual time (minutes)
 	MESH_SIM=1 $(GO) test -count=1 -v -timeout 60m -run 'TestSim' ./node/sim
 
-e2e: build          ## the official OpenAI SDKs (Go, Node) and killed hosts, against real processes
+e2e: build          ## the official OpenAI SDKs (Go, Node) against real processes
 	MESH_BIN=$(CURDIR)/bin/mesh sh e2e/run.sh
 
 generate:           ## protobuf code (needs protoc 3.21 or later) and assembly
