@@ -573,7 +573,8 @@ func (s *siege) storm(t *testing.T, a attack, peace phase) {
 	if a.many > 0 {
 		p, r := s.squad(t, a.name, a.many, 3*time.Minute)
 		s.judge(t, a, p, r)
-		if r.Strikes < a.many {
+		// The last strikes of an identity that is cut off do not arrive, and do not count.
+		if r.Strikes < a.many-a.many/100 {
 			t.Errorf("%d of %d strikes in three minutes", r.Strikes, a.many)
 		}
 	}
