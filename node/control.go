@@ -108,7 +108,7 @@ func (n *Node) AddModel(ctx context.Context, ref string, progress func(api.Progr
 	if n.cfg.Light {
 		return api.Model{}, errors.New("a light node serves nothing; start it without --light, or use `mesh model pull`")
 	}
-	if l := n.models.served(ref); l != nil {
+	if l := n.models.served(ref); l != nil && ref != l.Path { // a file is looked at anew
 		return n.modelNow(ctx, l.Model)
 	}
 	if ref == builtin.Name {
