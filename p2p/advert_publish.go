@@ -55,11 +55,6 @@ func (h *Host) Adverts(key mesh.Hash) []Advert { return h.disc.table.list(key, t
 // AdvertOf returns the valid advert of a peer.
 func (h *Host) AdvertOf(a mesh.Address) (Advert, bool) { return h.disc.table.of(a, time.Now()) }
 
-// WatchAdverts calls f for each new advert, until stop is called. An advert
-// without services and relay flag says that the peer has gone or was not heard
-// of for too long. f must not block.
-func (h *Host) WatchAdverts(f func(Advert)) (stop func()) { return h.disc.table.watch(f) }
-
 func (d *discovery) setAdvert(services []Service) error {
 	sorted, err := sortServices(services)
 	if err != nil {
@@ -285,7 +280,7 @@ func (d *discovery) syncShards() {
 			continue
 		}
 		t, err := d.gossip.join(name, TopicOptions{Rate: 1 / hearEvery.Seconds(), Burst: hearBurst,
-			MaxSize: maxAdvertSize + 256}, true, d.hear)
+			MaxSize: maxAdvertSize + 256}, d.hear)
 		if err != nil {
 			if d.ctx.Err() == nil {
 				d.log.Warn("advert topic not joined", "topic", name, "err", err)

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -30,12 +29,10 @@ type advertTable struct {
 	maxCount int
 	maxBytes int
 
-	mu       sync.Mutex
-	entries  map[mesh.Address]*advertEntry // guarded by mu
-	bytes    int                           // sum of entry sizes; guarded by mu
-	via      map[peer.ID]int               // entries by who passed them on; guarded by mu
-	watchers map[int]func(Advert)          // guarded by mu
-	watchSeq int                           // guarded by mu
+	mu      sync.Mutex
+	entries map[mesh.Address]*advertEntry // guarded by mu
+	bytes   int                           // sum of entry sizes; guarded by mu
+	via     map[peer.ID]int               // entries by who passed them on; guarded by mu
 }
 
 type advertEntry struct {
@@ -50,9 +47,8 @@ type advertEntry struct {
 func newAdvertTable(network mesh.NetworkID) *advertTable {
 	return &advertTable{
 		network: network, maxCount: tableAdverts, maxBytes: tableBytes,
-		entries:  make(map[mesh.Address]*advertEntry),
-		via:      make(map[peer.ID]int),
-		watchers: make(map[int]func(Advert)),
+		entries: make(map[mesh.Address]*advertEntry),
+		via:     make(map[peer.ID]int),
 	}
 }
 
@@ -107,13 +103,12 @@ func (t *advertTable) compare(a Advert, body []byte, now time.Time) (known bool,
 	return false, nil
 }
 
-// insert takes an entry in unless a newer one came first, makes room, and tells
-// the watchers.
+// insert takes an entry in unless a newer one came first, and makes room.
 func (t *advertTable) insert(e *advertEntry) {
 	t.mu.Lock()
+	defer t.mu.Unlock()
 	old := t.entries[e.advert.Peer]
 	if old != nil && old.advert.Seq >= e.advert.Seq && old.advert.Expires.After(e.heard) {
-		t.mu.Unlock()
 		return
 	}
 	if old != nil {
@@ -123,11 +118,6 @@ func (t *advertTable) insert(e *advertEntry) {
 	t.via[e.via]++
 	t.bytes += e.size
 	for (len(t.entries) > t.maxCount || t.bytes > t.maxBytes) && t.evict() {
-	}
-	tell := t.listeners()
-	t.mu.Unlock()
-	for _, f := range tell {
-		f(e.advert)
 	}
 }
 
@@ -165,26 +155,13 @@ func (t *advertTable) drop(e *advertEntry) {
 	}
 }
 
-// sweep removes what has expired and tells the watchers.
+// sweep removes what has expired.
 func (t *advertTable) sweep(now time.Time) {
-	var lost []Advert
 	t.mu.Lock()
+	defer t.mu.Unlock()
 	for _, e := range t.entries {
-		if e.advert.Expires.After(now) {
-			continue
-		}
-		t.drop(e)
-		if !e.advert.gone() {
-			a := e.advert
-			a.Services, a.Relay = nil, false
-			lost = append(lost, a)
-		}
-	}
-	tell := t.listeners()
-	t.mu.Unlock()
-	for _, a := range lost {
-		for _, f := range tell {
-			f(a)
+		if !e.advert.Expires.After(now) {
+			t.drop(e)
 		}
 	}
 }
@@ -232,30 +209,6 @@ func (t *advertTable) signed(key mesh.Hash, count, size int, now time.Time) []*p
 				take(e)
 			}
 		}
-	}
-	return out
-}
-
-// watch calls f for each advert that comes in or goes, until stop is called.
-func (t *advertTable) watch(f func(Advert)) (stop func()) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.watchSeq++
-	id := t.watchSeq
-	t.watchers[id] = f
-	return func() {
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		delete(t.watchers, id)
-	}
-}
-
-// listeners returns the watchers in the order in which they came. The caller
-// holds mu.
-func (t *advertTable) listeners() []func(Advert) {
-	out := make([]func(Advert), 0, len(t.watchers))
-	for _, id := range slices.Sorted(maps.Keys(t.watchers)) {
-		out = append(out, t.watchers[id])
 	}
 	return out
 }

@@ -85,6 +85,59 @@ func open(from, to *Host, protocol string) (net.Conn, error) {
 	return c, ReadMessage(c, 1<<10, &p2ppb.PeersAsk{})
 }
 
+// resetCode returns the code with which the peer reset a stream.
+func resetCode(err error) (uint32, bool) {
+	var se *network.StreamError
+	if errors.As(err, &se) && se.Remote {
+		return uint32(se.ErrorCode), true
+	}
+	return 0, false
+}
+
+// TestIdleStreams: a peer that fills its share with idle streams keeps a few of them,
+// and those neither outlive their turn nor keep others out.
+func TestIdleStreams(t *testing.T) {
+	attack(t, func(t *testing.T, victim, attacker, honest *Host) {
+		victim.Handle("work", Limits{PerPeer: 96, Total: 100}, echoMessages)
+		victim.Handle("few", Limits{PerPeer: 6, Total: 6}, echoMessages)
+		hoard := func(name string, n int) {
+			for range n {
+				if _, err := open(attacker, victim, name); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		held := func(name string) int {
+			l := victim.lanes[name]
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			if l.total != len(l.held) {
+				t.Errorf("%d streams counted, %d held", l.total, len(l.held))
+			}
+			return l.total
+		}
+		hoard("work", 96)
+		hoard("few", 6)
+		if err := ask(honest, victim, "few"); err == nil {
+			t.Error("a stream beyond the limit was served while the others were in use")
+		}
+		time.Sleep(quietFor + time.Second)
+		if n := held("work"); n != 8 {
+			t.Errorf("%d idle streams of one peer after %s, want 8", n, quietFor)
+		}
+		if err := ask(honest, victim, "few"); err != nil {
+			t.Errorf("an honest request beside idle streams that take all places: %v", err)
+		}
+		if n := held("few"); n > 6 {
+			t.Errorf("%d streams, limit 6", n)
+		}
+		time.Sleep(time.Minute)
+		if n := held("work") + held("few"); n != 0 {
+			t.Errorf("%d streams after the idle time", n)
+		}
+	})
+}
+
 func TestHoardedStreams(t *testing.T) {
 	attack(t, func(t *testing.T, victim, attacker, honest *Host) {
 		victim.Handle("work", Limits{PerPeer: 16, Total: 20, Idle: 8 * time.Second}, echoMessages)
@@ -95,7 +148,7 @@ func TestHoardedStreams(t *testing.T) {
 				held = append(held, c)
 				continue
 			}
-			if code, ok := ResetCode(err); !ok || code != CodeBusy {
+			if code, ok := resetCode(err); !ok || code != CodeBusy {
 				t.Fatalf("refused stream: %v, want a reset with CodeBusy", err)
 			}
 		}
@@ -153,7 +206,7 @@ func TestRequestRate(t *testing.T) {
 		good, limited := 0, 0
 		for range 40 {
 			err := ask(attacker, victim, "work")
-			if code, _ := ResetCode(err); code == CodeRate {
+			if code, _ := resetCode(err); code == CodeRate {
 				limited++
 			} else if err == nil {
 				good++

@@ -17,6 +17,7 @@ import (
 	ma "github.com/multiformats/go-multiaddr"
 
 	"github.com/gonka-mesh/mesh"
+	"github.com/gonka-mesh/mesh/internal/atomicfile"
 )
 
 const (
@@ -248,7 +249,10 @@ func (b *book) save() error {
 	}
 	raw, err := json.MarshalIndent(doc, "", " ")
 	if err == nil {
-		err = replaceFile(b.path, append(raw, '\n'))
+		err = os.MkdirAll(filepath.Dir(b.path), 0o700)
+	}
+	if err == nil {
+		err = atomicfile.Write(b.path, append(raw, '\n'), 0o600)
 	}
 	if err != nil {
 		b.mu.Lock()

@@ -55,6 +55,7 @@ func TestCrowd(t *testing.T) {
 			return h
 		}
 		var topics []*Topic
+		var heard arrivals
 		serving := 0
 		for i := range nodes {
 			h := join(i, RoleHost)
@@ -64,7 +65,7 @@ func TestCrowd(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			topic, err := h.Join("task", func(mesh.Address, []byte) Verdict { return Accept }, TopicOptions{})
+			topic, err := h.Join("task", heard.take, TopicOptions{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -84,7 +85,7 @@ func TestCrowd(t *testing.T) {
 		if found > 2*time.Second {
 			t.Errorf("newcomer needed %v, want 2 s", found)
 		}
-		measureGossip(t, topics, seed)
+		measureGossip(t, topics, &heard, seed)
 	})
 }
 
@@ -99,28 +100,24 @@ func timeToFind(h *Host, serving int) time.Duration {
 	return time.Since(begin)
 }
 
+// arrivals are the times that messages took.
+type arrivals struct {
+	mu    sync.Mutex
+	times []time.Duration // guarded by mu
+}
+
+// take is a Validator. A message begins with the time at which it was sent.
+func (a *arrivals) take(_ mesh.Address, data []byte) Verdict {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.times = append(a.times, time.Since(time.UnixMicro(int64(binary.BigEndian.Uint64(data)))))
+	return Accept
+}
+
 // measureGossip publishes from some of the topics and checks that all others
 // hear it, fast enough.
-func measureGossip(t *testing.T, topics []*Topic, seed uint64) {
+func measureGossip(t *testing.T, topics []*Topic, heard *arrivals, seed uint64) {
 	const messages = 20
-	var (
-		mu    sync.Mutex
-		times []time.Duration
-	)
-	for _, topic := range topics {
-		go func() {
-			for {
-				m, err := topic.Receive(t.Context())
-				if err != nil {
-					return
-				}
-				sent := time.UnixMicro(int64(binary.BigEndian.Uint64(m.Data)))
-				mu.Lock()
-				times = append(times, time.Since(sent))
-				mu.Unlock()
-			}
-		}()
-	}
 	rng := rand.New(rand.NewPCG(seed, 2))
 	for range messages {
 		data := make([]byte, 300)
@@ -131,8 +128,9 @@ func measureGossip(t *testing.T, topics []*Topic, seed uint64) {
 		time.Sleep(150 * time.Millisecond)
 	}
 	time.Sleep(3 * time.Second)
-	mu.Lock()
-	defer mu.Unlock()
+	heard.mu.Lock()
+	defer heard.mu.Unlock()
+	times := heard.times
 	slices.Sort(times)
 	want := messages * (len(topics) - 1)
 	if len(times) != want {

@@ -2,7 +2,6 @@ package p2p
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -17,9 +16,6 @@ import (
 // MaxGossip is the largest message on a topic, in bytes.
 const MaxGossip = 64 << 10
 
-// ErrPublishOnly answers Receive on a topic that only publishes.
-var ErrPublishOnly = errors.New("this topic only publishes")
-
 // Verdict is what a validator says about a message.
 type Verdict int
 
@@ -31,8 +27,8 @@ const (
 	Reject
 )
 
-// Validator judges a message before it is delivered and passed on. It is called
-// from several goroutines and must not block.
+// Validator takes in a message of another peer, once, and judges whether it is passed
+// on. It is called from several goroutines and must not block.
 type Validator func(from mesh.Address, data []byte) Verdict
 
 // TopicOptions tune a topic. The zero value of a field is its default.
@@ -40,14 +36,7 @@ type TopicOptions struct {
 	Rate        float64 // messages per second of one author; default 1
 	Burst       int     // default 10
 	MaxSize     int     // bytes; default and limit MaxGossip
-	Buffer      int     // messages waiting for Receive, the newest are dropped beyond; default 64
 	PublishOnly bool    // take no part in passing messages on; always so for light peers
-}
-
-// Message is a verified message of a topic.
-type Message struct {
-	From mesh.Address
-	Data []byte
 }
 
 // Topic is a joined gossip topic.
@@ -58,8 +47,7 @@ type Topic struct {
 	check   checker
 	rates   *peerRates
 	topic   *pubsub.Topic
-	sub     *pubsub.Subscription // nil when publish-only or relaying
-	relay   pubsub.RelayCancelFunc
+	relay   pubsub.RelayCancelFunc // nil when publish-only
 	score   bool
 }
 
@@ -68,7 +56,7 @@ type checker func(via peer.ID, from mesh.Address, data []byte) Verdict
 
 // Join enters a topic by its short name, such as "task".
 func (h *Host) Join(topic string, v Validator, o TopicOptions) (*Topic, error) {
-	return h.disc.gossip.join(topic, o, false, func(_ peer.ID, from mesh.Address, data []byte) Verdict {
+	return h.disc.gossip.join(topic, o, func(_ peer.ID, from mesh.Address, data []byte) Verdict {
 		return v(from, data)
 	})
 }
@@ -130,9 +118,8 @@ func topicID(network mesh.NetworkID, name string) string {
 	return "/mesh/" + string(network) + "/" + name + "/1"
 }
 
-// join enters a topic. With relay it passes messages on without delivering them:
-// the checker sees them all.
-func (g *gossip) join(name string, o TopicOptions, relay bool, check checker) (*Topic, error) {
+// join enters a topic.
+func (g *gossip) join(name string, o TopicOptions, check checker) (*Topic, error) {
 	if o.MaxSize <= 0 || o.MaxSize > MaxGossip {
 		o.MaxSize = MaxGossip
 	}
@@ -142,20 +129,17 @@ func (g *gossip) join(name string, o TopicOptions, relay bool, check checker) (*
 	if o.Burst <= 0 {
 		o.Burst = 10
 	}
-	if o.Buffer <= 0 {
-		o.Buffer = 64
-	}
 	o.PublishOnly = o.PublishOnly || g.light
 	t := &Topic{gossip: g, name: topicID(g.network, name), options: o, check: check,
 		rates: newPeerRates(o.Rate, float64(o.Burst))}
-	if err := t.open(relay); err != nil {
+	if err := t.open(); err != nil {
 		t.Close()
 		return nil, fmt.Errorf("join topic %s: %w", name, err)
 	}
 	return t, nil
 }
 
-func (t *Topic) open(relay bool) error {
+func (t *Topic) open() error {
 	var (
 		ps   = t.gossip.ps
 		opts []pubsub.TopicOpt
@@ -174,12 +158,8 @@ func (t *Topic) open(relay bool) error {
 	if err := t.topic.SetScoreParams(topicScore()); err != nil {
 		return err
 	}
-	switch {
-	case t.options.PublishOnly:
-	case relay:
+	if !t.options.PublishOnly {
 		t.relay, err = t.topic.Relay()
-	default:
-		t.sub, err = t.topic.Subscribe(pubsub.WithBufferSize(t.options.Buffer))
 	}
 	return err
 }
@@ -222,27 +202,6 @@ func (t *Topic) Publish(ctx context.Context, data []byte) error {
 	return nil
 }
 
-// Receive returns the next message of another peer.
-func (t *Topic) Receive(ctx context.Context) (Message, error) {
-	if t.sub == nil {
-		return Message{}, ErrPublishOnly
-	}
-	for {
-		m, err := t.sub.Next(ctx)
-		if err != nil {
-			return Message{}, fmt.Errorf("receive on %s: %w", t.name, err)
-		}
-		if m.ReceivedFrom == t.gossip.host.ID() {
-			continue
-		}
-		from, err := addressOf(m.GetFrom())
-		if err != nil {
-			continue
-		}
-		return Message{From: from, Data: m.GetData()}, nil
-	}
-}
-
 // Peers returns how many connected peers take part in the topic.
 func (t *Topic) Peers() int { return len(t.topic.ListPeers()) }
 
@@ -250,9 +209,6 @@ func (t *Topic) Peers() int { return len(t.topic.ListPeers()) }
 func (t *Topic) Close() error {
 	if t.topic == nil {
 		return nil
-	}
-	if t.sub != nil {
-		t.sub.Cancel()
 	}
 	if t.relay != nil {
 		t.relay()

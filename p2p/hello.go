@@ -34,7 +34,8 @@ var errForeign = errors.New("foreign peer")
 // connection opens the hello stream on it and speaks first; a connection on
 // which the hello does not agree within helloTimeout is closed.
 type hellos struct {
-	h *Host
+	h      *Host
+	atDoor atomic.Bool // watchDoor runs
 
 	mu    sync.Mutex
 	conns map[network.Conn]*greeting // guarded by mu
@@ -71,6 +72,12 @@ func (s *hellos) Connected(_ network.Network, c network.Conn) {
 	if c.Stat().Direction == network.DirOutbound {
 		go s.ask(c, g)
 		return
+	}
+	s.mu.Lock()
+	crowded := len(s.conns) >= stormFactor*s.h.cfg.HighConns*3/4
+	s.mu.Unlock()
+	if crowded && s.atDoor.CompareAndSwap(false, true) {
+		go s.watchDoor()
 	}
 	time.AfterFunc(helloTimeout, func() {
 		if s.decide(c, g, nil, errors.New("no hello")) {

@@ -93,9 +93,10 @@ type Host struct {
 	wake    chan struct{} // tells the joining loop that the number of peers changed
 	started time.Time
 
-	mu     sync.Mutex
-	lanes  map[string]*lane // by short protocol name; guarded by mu
-	closed bool             // guarded by mu
+	mu      sync.Mutex
+	lanes   map[string]*lane // by short protocol name; guarded by mu
+	streams map[peer.ID]int  // open ones, of both directions; guarded by mu
+	closed  bool             // guarded by mu
 }
 
 // New builds a host. It opens no socket; Start does.
@@ -108,7 +109,7 @@ func New(cfg Config) (*Host, error) {
 		log:   cfg.Log,
 		id:    mesh.AddressOf(cfg.Key.Public().(ed25519.PublicKey)),
 		wake:  make(chan struct{}, 1),
-		lanes: make(map[string]*lane),
+		lanes: make(map[string]*lane), streams: make(map[peer.ID]int),
 	}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	var err error
@@ -324,19 +325,4 @@ func (h *Host) Connect(ctx context.Context, addr string) (mesh.Address, error) {
 		return a, fmt.Errorf("connect to %s: %w", addr, err)
 	}
 	return a, nil
-}
-
-// Protect keeps the connection to a peer from being trimmed, until Unprotect
-// with the same tag.
-func (h *Host) Protect(a mesh.Address, tag string) {
-	if id, err := peerID(a); err == nil {
-		h.host.ConnManager().Protect(id, tag)
-	}
-}
-
-// Unprotect ends Protect.
-func (h *Host) Unprotect(a mesh.Address, tag string) {
-	if id, err := peerID(a); err == nil {
-		h.host.ConnManager().Unprotect(id, tag)
-	}
 }

@@ -11,6 +11,8 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+
+	"github.com/gonka-mesh/mesh/internal/atomicfile"
 )
 
 const pemType = "PRIVATE KEY"
@@ -31,7 +33,10 @@ func LoadOrCreateKey(path string) (ed25519.PrivateKey, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode node key: %w", err)
 	}
-	if err := writeNew(path, pem.EncodeToMemory(&pem.Block{Type: pemType, Bytes: der})); err != nil {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, fmt.Errorf("write node key: %w", err)
+	}
+	if err := atomicfile.Create(path, pem.EncodeToMemory(&pem.Block{Type: pemType, Bytes: der}), 0o600); err != nil {
 		if errors.Is(err, fs.ErrExist) { // another process was faster
 			return loadKey(path)
 		}
@@ -65,57 +70,4 @@ func loadKey(path string) (ed25519.PrivateKey, error) {
 		return nil, fmt.Errorf("node key %s: want an ed25519 key, got %T", path, parsed)
 	}
 	return key, nil
-}
-
-// writeNew writes a file that must not exist yet, complete or not at all, mode 0600.
-func writeNew(path string, data []byte) error {
-	temp, err := writeTemp(path, data)
-	if err != nil {
-		return err
-	}
-	defer os.Remove(temp)
-	if err := os.Link(temp, path); err != nil { // unlike Rename, Link never replaces
-		return err
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-// replaceFile writes a file, complete or not at all, mode 0600.
-func replaceFile(path string, data []byte) error {
-	temp, err := writeTemp(path, data)
-	if err != nil {
-		return err
-	}
-	if err := os.Rename(temp, path); err != nil {
-		os.Remove(temp)
-		return err
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-// writeTemp writes data, synced, into a new file beside path and returns its name.
-func writeTemp(path string, data []byte) (string, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return "", err
-	}
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
-	if err != nil {
-		return "", err
-	}
-	_, err = f.Write(data)
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err != nil {
-		os.Remove(f.Name())
-		return "", err
-	}
-	return f.Name(), nil
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }

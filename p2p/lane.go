@@ -22,11 +22,16 @@ type Limits struct {
 	Rate       float64       // new streams per second of one peer; 0 is no limit
 	Burst      int           // streams that may come at once; default 2 * Rate, at least 1
 	Idle       time.Duration // a stream on which nothing moves is reset; default 1 minute
+	// IdlePerPeer is how many streams of one peer may have been without a byte for ten
+	// seconds; default 8. Those beyond are reset with CodeIdle, and where Total is
+	// reached the one that is idle for longest makes room for the next.
+	IdlePerPeer int
 }
 
 func (l Limits) complete() Limits {
 	l.PerPeer = orDefault(l.PerPeer, 16)
 	l.Total = orDefault(l.Total, 1024)
+	l.IdlePerPeer = orDefault(l.IdlePerPeer, 8)
 	l.MaxMessage = orDefault(l.MaxMessage, 64<<10)
 	if l.Memory <= 0 {
 		l.Memory = 256 << 20
@@ -51,6 +56,7 @@ type lane struct {
 	mu    sync.Mutex
 	total int                // open streams; guarded by mu
 	uses  map[peer.ID]*usage // guarded by mu
+	held  map[*Conn]bool     // open streams; guarded by mu
 }
 
 // usage is what one peer takes of a lane.
@@ -114,9 +120,11 @@ func (l *lane) sweep(now time.Time) {
 	}
 }
 
-func (l *lane) release(id peer.ID) {
+// release counts a stream of a peer out; c is nil for one that was never served.
+func (l *lane) release(id peer.ID, c *Conn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	delete(l.held, c)
 	l.total--
 	if u := l.uses[id]; u != nil {
 		if u.open--; u.open == 0 && l.limits.Rate == 0 {
@@ -135,7 +143,11 @@ func (l *lane) accept(st network.Stream) {
 		st.ResetWithError(network.StreamErrorCode(CodeRefused))
 		return
 	}
-	if err := l.admit(id); err != nil {
+	err = l.admit(id)
+	if errors.Is(err, errFull) && l.makeRoom() {
+		err = l.admit(id)
+	}
+	if err != nil {
 		if !errors.Is(err, errFull) {
 			l.h.gate.penalise(id, l.name+": "+err.Error(), pointsOver)
 		}
@@ -147,7 +159,7 @@ func (l *lane) accept(st network.Stream) {
 		return
 	}
 	if err := st.Scope().ReserveMemory(l.limits.MaxMessage, network.ReservationPriorityAlways); err != nil {
-		l.release(id)
+		l.release(id, nil)
 		st.ResetWithError(network.StreamErrorCode(CodeBusy))
 		return
 	}
@@ -156,7 +168,7 @@ func (l *lane) accept(st network.Stream) {
 
 // open registers a lane under its name.
 func (h *Host) open(name string, lim Limits, serve func(*Conn), stop context.CancelFunc) *lane {
-	l := &lane{h: h, name: name, limits: lim.complete(), serve: serve, uses: make(map[peer.ID]*usage), stop: stop}
+	l := &lane{h: h, name: name, limits: lim.complete(), serve: serve, uses: make(map[peer.ID]*usage), held: make(map[*Conn]bool), stop: stop}
 	h.mu.Lock()
 	h.lanes[name] = l
 	h.mu.Unlock()

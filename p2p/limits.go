@@ -15,7 +15,7 @@ import (
 // beneath all protocols. The numbers are the same on every machine; those of a
 // mesh protocol come from its Limits and are counted exactly in its lane.
 func (h *Host) resources() (network.ResourceManager, error) {
-	conns := rcmgr.LimitVal(4 * h.cfg.HighConns) // room for a storm of joins, until trimming
+	conns := rcmgr.LimitVal(stormFactor * h.cfg.HighConns)
 	limits := rcmgr.PartialLimitConfig{
 		System: rcmgr.ResourceLimits{
 			Conns: 2 * conns, ConnsInbound: conns, ConnsOutbound: conns, FD: 2 * conns,

@@ -2,12 +2,15 @@ package p2p
 
 import (
 	"fmt"
+	"net/netip"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
 	ma "github.com/multiformats/go-multiaddr"
+
+	"github.com/gonka-mesh/mesh/p2p/p2psim"
 )
 
 func TestSubnetLimits(t *testing.T) {
@@ -67,4 +70,40 @@ func TestSubnetLimits(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestOneAddress: of many identities at one address so many are connected as the limit
+// allows, and another address is not disturbed.
+func TestOneAddress(t *testing.T) {
+	const crowd, limit = 12, 5
+	synctest.Test(t, func(t *testing.T) {
+		sim := p2psim.New(p2psim.Config{})
+		victim := simHost(t, sim, 1, func(c *Config) { c.SubnetConns = limit })
+		hosts := []*Host{victim}
+		defer func() { settle(sim, hosts...) }()
+		join := func(i int, listen string) {
+			hosts = append(hosts, simHost(t, sim, i, func(c *Config) {
+				c.Listen, c.Bootstrap = []string{listen}, []string{simAddr(victim, 1)}
+			}))
+		}
+		for i := range crowd {
+			join(10+i, netip.AddrPortFrom(p2psim.IP(2), uint16(4700+i)).String())
+		}
+		time.Sleep(3 * time.Second)
+		join(30, p2psim.Addr(3))
+		time.Sleep(3 * time.Second)
+		inbound := make(map[string]int)
+		for _, c := range victim.host.Network().Conns() {
+			if c.Stat().Direction == network.DirInbound {
+				ip, _ := c.RemoteMultiaddr().ValueForProtocol(ma.P_IP4)
+				inbound[ip]++
+			}
+		}
+		if n := inbound[p2psim.IP(2).String()]; n != limit {
+			t.Errorf("%d connections of one address, limit %d", n, limit)
+		}
+		if n := inbound[p2psim.IP(3).String()]; n != 1 {
+			t.Errorf("%d connections of another address, want 1", n)
+		}
+	})
 }

@@ -6,6 +6,8 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/event"
 	"github.com/libp2p/go-libp2p/core/network"
+	bhost "github.com/libp2p/go-libp2p/p2p/host/basic"
+	ma "github.com/multiformats/go-multiaddr"
 	"github.com/prometheus/client_golang/prometheus"
 )
 
@@ -51,6 +53,64 @@ func TestReachabilityInWords(t *testing.T) {
 				t.Error("no external address")
 			}
 		})
+	}
+}
+
+// router is a port mapper that a router answered.
+type router struct{ mapped ma.Multiaddr } // nil: it gives no port
+
+func (r router) GetMapping(ma.Multiaddr) ma.Multiaddr { return r.mapped }
+func (r router) HasDiscoveredNAT() bool               { return true }
+func (r router) Close() error                         { return nil }
+
+func TestPortMapInWords(t *testing.T) {
+	h := startHost(t, testConfig(t, 1))
+	tests := []struct {
+		name   string
+		wanted bool
+		router bhost.NATManager
+		want   string
+	}{
+		{"off", false, nil, "off"},
+		{"no answer", true, nil, "no router answered"},
+		{"no port", true, router{}, "router answered, no port given"},
+		{"mapped", true, router{ma.StringCast("/ip4/8.8.8.8/tcp/4700")}, "mapped to /ip4/8.8.8.8/tcp/4700"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			h.nat.mu.Lock()
+			h.nat.wanted, h.nat.inner = tt.wanted, tt.router
+			h.nat.mu.Unlock()
+			if got := h.Reachability().PortMap; got != tt.want {
+				t.Errorf("%q, want %q", got, tt.want)
+			}
+		})
+	}
+}
+
+// TestReachabilityHeard: what libp2p finds out comes through to the status.
+func TestReachabilityHeard(t *testing.T) {
+	h := startHost(t, testConfig(t, 1))
+	if got := h.Reachability(); got.State != ReachUnknown || !strings.Contains(got.Reason, "no peer is connected") {
+		t.Errorf("alone: %s (%s)", got.State, got.Reason)
+	}
+	emit, err := h.host.EventBus().Emitter(new(event.EvtNATDeviceTypeChanged))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer emit.Close()
+	if err := emit.Emit(event.EvtNATDeviceTypeChanged{NatDeviceType: network.NATDeviceTypeEndpointDependent}); err != nil {
+		t.Fatal(err)
+	}
+	connect(t, h, startHost(t, testConfig(t, 2)))
+	eventually(t, "the router's kind is in the status", func() bool {
+		got := h.Reachability()
+		return got.State == ReachPrivate && strings.Contains(got.Reason, "another port")
+	})
+	cfg := testConfig(t, 3)
+	cfg.NoListen = true
+	if got := startHost(t, cfg).Reachability(); got.State != ReachPrivate || !strings.Contains(got.Reason, "only dials") {
+		t.Errorf("a node that only dials: %s (%s)", got.State, got.Reason)
 	}
 }
 

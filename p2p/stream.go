@@ -174,23 +174,14 @@ type Conn struct {
 func newConn(h *Host, st network.Stream, l *lane) *Conn {
 	c := &Conn{Stream: st, host: h, lane: l, opened: time.Now()}
 	c.peer, _ = addressOf(st.Conn().RemotePeer())
+	h.value(c, 1)
 	if l != nil && l.limits.Idle > 0 {
 		c.idle = l.limits.Idle
 		c.active.Store(time.Now().UnixNano())
-		c.timer = time.AfterFunc(c.idle, c.checkIdle)
+		l.hold(c)
+		c.timer = time.AfterFunc(min(c.idle, quietFor), c.checkIdle)
 	}
 	return c
-}
-
-// checkIdle resets a stream on which nothing moved, be it that the peer is
-// silent or that it does not read.
-func (c *Conn) checkIdle() {
-	rest := c.idle - time.Since(time.Unix(0, c.active.Load()))
-	if rest > 0 {
-		c.timer.Reset(rest)
-		return
-	}
-	c.Reset(CodeIdle)
 }
 
 func (c *Conn) moved(n int) {
@@ -233,15 +224,38 @@ func (c *Conn) end() {
 		if c.timer != nil {
 			c.timer.Stop()
 		}
+		c.host.value(c, -1)
 		if c.lane == nil {
 			return
 		}
 		id := c.Stream.Conn().RemotePeer()
-		c.lane.release(id)
+		c.lane.release(id, c)
 		// An honest peer's stream brings its first bytes with it.
 		if !c.spoke.Load() && time.Since(c.opened) >= min(silentFor, c.idle) {
 			c.host.gate.penalise(id, c.lane.name+": stream opened and not used", pointsSilent)
 		}
+	})
+}
+
+// Streams that are open make a peer worth its connection, up to a point that holding
+// idle ones does not pass.
+const (
+	streamTag   = "open streams"
+	streamValue = 20
+	mostValued  = 3
+)
+
+// value adds n streams to the account of what the peer of c is worth when connections are closed to
+// make room.
+func (h *Host) value(c *Conn, n int) {
+	id := c.Stream.Conn().RemotePeer()
+	h.host.ConnManager().UpsertTag(id, streamTag, func(old int) int {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if h.streams[id] += n; h.streams[id] <= 0 {
+			delete(h.streams, id)
+		}
+		return streamValue * min(h.streams[id], mostValued)
 	})
 }
 
@@ -284,13 +298,4 @@ func CloseWrite(c net.Conn) error {
 		return s.CloseWrite()
 	}
 	return errors.New("close write: not a stream")
-}
-
-// ResetCode returns the code with which the peer reset a stream.
-func ResetCode(err error) (uint32, bool) {
-	var se *network.StreamError
-	if errors.As(err, &se) && se.Remote {
-		return uint32(se.ErrorCode), true
-	}
-	return 0, false
 }

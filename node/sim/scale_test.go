@@ -2,7 +2,6 @@ package sim
 
 import (
 	"bytes"
-	"context"
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
@@ -33,15 +32,12 @@ type crowd struct {
 	join    time.Duration // virtual
 	topics  []*p2p.Topic
 	meters  []*prometheus.Registry
+
+	mu    sync.Mutex
+	heard []time.Duration // that messages took; guarded by mu
 }
 
-const (
-	one = 10 // node in so many serves
-	// crush is how many nodes may come at once: a node admits twice the connections
-	// that it aims at, and for half a minute trims none. A newcomer to a network that
-	// formed this fast has to wait until the bootstrap node has room again.
-	crush = 300
-)
+const one = 10 // node in so many serves
 
 // gather forms a network of n nodes with 5 to 75 ms between each two. A node knows
 // the bootstrap node and that many others that were there before it.
@@ -64,7 +60,7 @@ func gather(t *testing.T, n, known int, seed uint64, f func(t *testing.T, c *cro
 					cfg.P2P.Bootstrap = append(cfg.P2P.Bootstrap, seedOf(1+c.rng.IntN(i-1)))
 				}
 			})
-			topic, err := m.Net.Join("sim", func(mesh.Address, []byte) p2p.Verdict { return p2p.Accept }, p2p.TopicOptions{Rate: 5, Burst: 50})
+			topic, err := m.Net.Join("sim", c.hear, p2p.TopicOptions{Rate: 5, Burst: 50})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -73,9 +69,6 @@ func gather(t *testing.T, n, known int, seed uint64, f func(t *testing.T, c *cro
 		}
 		time.Sleep(5 * time.Second)
 		c.join = time.Since(begin)
-		if n > crush {
-			time.Sleep(time.Minute)
-		}
 		f(t, c)
 	})
 }
@@ -105,30 +98,21 @@ type spread struct {
 	quietBytesPerSec float64 // received per node and second when no messages are sent
 }
 
+// hear takes in a message, which begins with the time at which it was sent.
+func (c *crowd) hear(_ mesh.Address, data []byte) p2p.Verdict {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.heard = append(c.heard, time.Since(time.UnixMicro(int64(binary.BigEndian.Uint64(data)))))
+	return p2p.Accept
+}
+
 // gossip publishes messages of a size from nodes drawn at random and waits until all
 // others have heard them.
 func (c *crowd) gossip(messages, size int) (spread, error) {
-	var (
-		mu    sync.Mutex
-		times []time.Duration
-		heard sync.WaitGroup
-	)
-	ctx, cancel := context.WithCancel(c.t.Context())
-	defer func() { cancel(); heard.Wait() }()
-	for _, topic := range c.topics {
-		heard.Go(func() {
-			for {
-				m, err := topic.Receive(ctx)
-				if err != nil {
-					return
-				}
-				took := time.Since(time.UnixMicro(int64(binary.BigEndian.Uint64(m.Data))))
-				mu.Lock()
-				times = append(times, took)
-				mu.Unlock()
-			}
-		})
-	}
+	ctx := c.t.Context()
+	c.mu.Lock()
+	c.heard = nil
+	c.mu.Unlock()
 	const quiet = 5 * time.Second
 	before := c.received()
 	time.Sleep(quiet)
@@ -146,8 +130,9 @@ func (c *crowd) gossip(messages, size int) (spread, error) {
 	time.Sleep(3 * time.Second)
 	s := spread{want: messages * (c.full - 1), quietBytesPerSec: calm / quiet.Seconds()}
 	s.bytesPer = ((c.received()-before)/float64(c.full) - s.quietBytesPerSec*time.Since(begin).Seconds()) / float64(messages)
-	mu.Lock()
-	defer mu.Unlock()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	times := c.heard
 	slices.Sort(times)
 	if s.delivered = len(times); s.delivered > 0 {
 		s.p50, s.p99, s.max = times[len(times)/2], times[len(times)*99/100], times[len(times)-1]

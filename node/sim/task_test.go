@@ -59,7 +59,7 @@ func TestNobody(t *testing.T) {
 			want  error
 		}{
 			{"phoenix", inference.ErrUnknownModel},
-			{modelOf("phoenix").String(), inference.ErrNoHost},
+			{modelOf("phoenix").String(), inference.ErrUnknownModel},
 		}
 		for _, tt := range tests {
 			a := question("Are you there?", 10)

@@ -24,11 +24,21 @@ import (
 // reports the speed as a multiple of a plain TLS copy that hashes and writes too.
 // MESH_BLOB_BENCH_MB sets the size, 256 when unset. Both sides end with fsync.
 func BenchmarkFetch(b *testing.B) {
+	path, origin, root := benchBlob(b)
+	for _, faulty := range []bool{false, true} {
+		b.Run(fmt.Sprintf("faulty=%v", faulty), func(b *testing.B) {
+			compare(b, path, func() time.Duration { return fetchOnce(b, origin, root, faulty) })
+		})
+	}
+}
+
+// benchBlob makes a file of random bytes and a store that offers it.
+func benchBlob(b *testing.B) (path string, origin *Store, root mesh.Hash) {
 	size := 256 << 20
 	if mb, err := strconv.Atoi(os.Getenv("MESH_BLOB_BENCH_MB")); err == nil {
 		size = mb << 20
 	}
-	path := filepath.Join(b.TempDir(), "blob")
+	path = filepath.Join(b.TempDir(), "blob")
 	f, err := os.Create(path)
 	if err != nil {
 		b.Fatal(err)
@@ -40,39 +50,44 @@ func BenchmarkFetch(b *testing.B) {
 		b.Fatal(err)
 	}
 	f.Close()
-	origin := testStore(b, merkle.ChunkSize)
-	root, err := origin.Add(b.Context(), path, nil)
+	origin = testStore(b, merkle.ChunkSize)
+	if root, err = origin.Add(b.Context(), path, nil); err != nil {
+		b.Fatal(err)
+	}
+	return path, origin, root
+}
+
+// compare runs a fetch beside a plain copy of the same file and reports both.
+func compare(b *testing.B, path string, fetch func() time.Duration) {
+	info, err := os.Stat(path)
 	if err != nil {
 		b.Fatal(err)
 	}
-	for _, faulty := range []bool{false, true} {
-		b.Run(fmt.Sprintf("faulty=%v", faulty), func(b *testing.B) {
-			b.SetBytes(int64(size))
-			var plain, fetched, plainCPU, fetchedCPU time.Duration
-			measured := func(f func() time.Duration, wall, cpu *time.Duration) {
-				before := cpuTime(b)
-				*wall += f()
-				*cpu += cpuTime(b) - before
-			}
-			copied := func() time.Duration { return plainCopy(b, path) }
-			for i := 0; b.Loop(); i++ {
-				// Who comes second may find the disk tired, so they take turns.
-				if i%2 == 0 {
-					measured(copied, &plain, &plainCPU)
-				}
-				measured(func() time.Duration { return fetchOnce(b, origin, root, faulty) }, &fetched, &fetchedCPU)
-				if i%2 == 1 {
-					measured(copied, &plain, &plainCPU)
-				}
-			}
-			n := float64(b.N)
-			b.ReportMetric(float64(size)*n/1e6/plain.Seconds(), "plain-MB/s")
-			b.ReportMetric(float64(size)*n/1e6/fetched.Seconds(), "fetch-MB/s")
-			b.ReportMetric(plainCPU.Seconds()*1e9/n/float64(size), "plain-cpu-s/GB")
-			b.ReportMetric(fetchedCPU.Seconds()*1e9/n/float64(size), "fetch-cpu-s/GB")
-			b.ReportMetric(plain.Seconds()/fetched.Seconds(), "fetch/plain")
-		})
+	size := info.Size()
+	b.SetBytes(size)
+	var plain, fetched, plainCPU, fetchedCPU time.Duration
+	measured := func(f func() time.Duration, wall, cpu *time.Duration) {
+		before := cpuTime(b)
+		*wall += f()
+		*cpu += cpuTime(b) - before
 	}
+	copied := func() time.Duration { return plainCopy(b, path) }
+	for i := 0; b.Loop(); i++ {
+		// Who comes second may find the disk tired, so they take turns.
+		if i%2 == 0 {
+			measured(copied, &plain, &plainCPU)
+		}
+		measured(fetch, &fetched, &fetchedCPU)
+		if i%2 == 1 {
+			measured(copied, &plain, &plainCPU)
+		}
+	}
+	n := float64(b.N)
+	b.ReportMetric(float64(size)*n/1e6/plain.Seconds(), "plain-MB/s")
+	b.ReportMetric(float64(size)*n/1e6/fetched.Seconds(), "fetch-MB/s")
+	b.ReportMetric(plainCPU.Seconds()*1e9/n/float64(size), "plain-cpu-s/GB")
+	b.ReportMetric(fetchedCPU.Seconds()*1e9/n/float64(size), "fetch-cpu-s/GB")
+	b.ReportMetric(plain.Seconds()/fetched.Seconds(), "fetch/plain")
 }
 
 // cpuTime is what this process, both ends of the transfer, has used so far.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/gonka-mesh/mesh"
+	"github.com/gonka-mesh/mesh/internal/atomicfile"
 )
 
 // part is a download in progress: the file, as long as the blob from the start,
@@ -135,7 +136,7 @@ func (p *part) finish() (string, error) {
 		err = os.Rename(s.path(p.root, partFile), path)
 	}
 	if err == nil {
-		err = syncDir(s.path(p.root, ""))
+		err = atomicfile.SyncDir(s.path(p.root, ""))
 	}
 	if err == nil {
 		err = s.putEntry(p.root, e)

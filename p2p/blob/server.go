@@ -52,7 +52,6 @@ type Server struct {
 	mu      sync.Mutex
 	streams map[mesh.Address]int // guarded by mu
 	total   int                  // guarded by mu
-	sent    uint64               // bytes of chunks; guarded by mu
 }
 
 // NewServer returns a server. Wire ServeManifest and ServeRange to the two protocols.
@@ -75,13 +74,6 @@ func orDefault[T int | time.Duration](v, otherwise T) T {
 		return otherwise
 	}
 	return v
-}
-
-// Sent returns how many bytes of chunks have been sent.
-func (s *Server) Sent() uint64 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.sent
 }
 
 func (s *Server) enter(peer mesh.Address) bool {
@@ -281,9 +273,6 @@ func (s *Server) send(ctx context.Context, conn net.Conn, f *os.File, e *entry, 
 			return fmt.Errorf("send range: %w", err)
 		}
 		off, n = off+uint64(len(b)), n-uint64(len(b))
-		s.mu.Lock()
-		s.sent += uint64(len(b))
-		s.mu.Unlock()
 	}
 	return nil
 }

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/gonka-mesh/mesh"
+	"github.com/gonka-mesh/mesh/internal/atomicfile"
 	"github.com/gonka-mesh/mesh/internal/merkle"
 )
 
@@ -108,6 +109,9 @@ func (s *Store) load() error {
 		if err != nil || !folder.IsDir() {
 			continue
 		}
+		if err := s.tidy(root); err != nil {
+			return err
+		}
 		b, err := os.ReadFile(s.path(root, entryFile))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
@@ -125,10 +129,49 @@ func (s *Store) load() error {
 	return nil
 }
 
+// tidy removes what a killed process left in the folder of a blob: files that were
+// being written, and the whole folder when it has no bytes of the blob and no entry.
+func (s *Store) tidy(root mesh.Hash) error {
+	files, err := os.ReadDir(s.path(root, ""))
+	if err != nil {
+		return err
+	}
+	worth := false
+	for _, f := range files {
+		switch name := f.Name(); {
+		case strings.HasPrefix(name, "."):
+			if err := os.Remove(s.path(root, name)); err != nil {
+				return err
+			}
+		case name == entryFile || name == dataFile || name == partFile:
+			worth = true
+		}
+	}
+	if worth {
+		return nil
+	}
+	return os.RemoveAll(s.path(root, ""))
+}
+
+// Sweep removes the complete blobs that keep does not want: who uses a store may have
+// been killed between forgetting a blob and Remove. Call it at start.
+func (s *Store) Sweep(keep func(root mesh.Hash) bool) error {
+	for _, b := range s.List() {
+		if keep(b.Root) {
+			continue
+		}
+		s.log.Info("blob removed that nothing uses", "root", b.Root, "name", b.Name)
+		if err := s.Remove(b.Root); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func checkVersion(path string) error {
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return writeFile(path, []byte(strconv.Itoa(storeVersion)+"\n"))
+		return atomicfile.Write(path, []byte(strconv.Itoa(storeVersion)+"\n"), 0o644)
 	}
 	if err != nil {
 		return err
@@ -236,14 +279,14 @@ func (s *Store) putManifest(root mesh.Hash, m *Manifest) error {
 	if err := os.MkdirAll(s.path(root, ""), 0o755); err != nil {
 		return err
 	}
-	if err := syncDir(s.dir); err != nil {
+	if err := atomicfile.SyncDir(s.dir); err != nil {
 		return err
 	}
 	b, err := proto.Marshal(m.message())
 	if err != nil {
 		return err
 	}
-	return writeFile(s.path(root, manifestFile), b)
+	return atomicfile.Write(s.path(root, manifestFile), b, 0o644)
 }
 
 func (s *Store) putEntry(root mesh.Hash, e entry) error {
@@ -251,7 +294,7 @@ func (s *Store) putEntry(root mesh.Hash, e entry) error {
 	if err != nil {
 		return err
 	}
-	if err := writeFile(s.path(root, entryFile), b); err != nil {
+	if err := atomicfile.Write(s.path(root, entryFile), b, 0o644); err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -395,7 +438,7 @@ func (s *Store) Remove(root mesh.Hash) error {
 		s.mu.Lock()
 		delete(s.entries, root)
 		s.mu.Unlock()
-		err = errors.Join(syncDir(s.dir), os.RemoveAll(gone))
+		err = errors.Join(atomicfile.SyncDir(s.dir), os.RemoveAll(gone))
 	}
 	if err != nil {
 		return fmt.Errorf("remove blob %s: %w", root.Short(), err)

@@ -260,3 +260,50 @@ func TestCleanName(t *testing.T) {
 		}
 	}
 }
+
+// A process killed at a bad moment leaves files half written, a manifest that belongs
+// to nothing, and blobs that nothing uses.
+func TestStoreSweeps(t *testing.T) {
+	s, kept, _ := testBlob(t, 2*testChunk, testChunk)
+	path := filepath.Join(t.TempDir(), "other")
+	if err := os.WriteFile(path, seeded(testChunk), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	orphan, err := s.Add(t.Context(), path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := s.Manifest(kept)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var unused, partial mesh.Hash
+	unused[0], partial[0] = 1, 2
+	for _, root := range []mesh.Hash{unused, partial} {
+		if err := s.putManifest(root, m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, left := range []string{s.path(kept, ".entry.json.123"), s.path(partial, partFile)} {
+		if err := os.WriteFile(left, []byte("x"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if s, err = Open(s.dir, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Sweep(func(root mesh.Hash) bool { return root == kept }); err != nil {
+		t.Fatal(err)
+	}
+	if list := s.List(); len(list) != 1 || list[0].Root != kept {
+		t.Errorf("left: %+v", list)
+	}
+	for what, there := range map[string]bool{
+		s.path(kept, ".entry.json.123"): false, s.path(unused, ""): false, s.path(orphan, ""): false,
+		s.path(partial, partFile): true, s.path(kept, entryFile): true, path: true,
+	} {
+		if _, err := os.Stat(what); (err == nil) != there {
+			t.Errorf("%s: %v, want it there: %v", what, err, there)
+		}
+	}
+}

@@ -1,0 +1,45 @@
+// Package atomicfile writes files that survive the death of the process or the power
+// at any moment: after it there is the old content or the new, and no mixture.
+package atomicfile
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+)
+
+// Write replaces a file, or makes it.
+func Write(path string, data []byte, mode os.FileMode) error {
+	return put(path, data, mode, os.Rename)
+}
+
+// Create makes a file that must not be there yet; else the error is fs.ErrExist.
+func Create(path string, data []byte, mode os.FileMode) error {
+	return put(path, data, mode, os.Link) // unlike Rename, Link never replaces
+}
+
+// put writes a file beside path, with its content on disk, and gives it the name.
+func put(path string, data []byte, mode os.FileMode, name func(from, to string) error) error {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name()) // after a rename there is none
+	_, err = f.Write(data)
+	if err = errors.Join(err, f.Chmod(mode), f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err := name(f.Name(), path); err != nil {
+		return err
+	}
+	return SyncDir(filepath.Dir(path))
+}
+
+// SyncDir puts the names in a folder on disk.
+func SyncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
