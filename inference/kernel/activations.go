@@ -16,10 +16,19 @@ type Activations struct {
 	quantised    bool
 	err          error
 	bad          []bool // per token: the 8-bit form met a non-finite value
-	// The 8-bit form: groups of 4 tokens, then, when tokens%4 is 1, a single one. For each block of 32 columns a
-	// group of n has 8 x (n tokens x 4 bytes), then n float32 scales, little-endian.
+	// The 8-bit form: groups of 4 tokens, then, when tokens%4 is 1, a single one.
 	q8 []byte
 }
+
+// In the 8-bit form a block of 32 columns of a group of n tokens takes actBlock*n bytes, little-endian: 8 quads of
+// n tokens x 4 bytes, then for each token 4 bytes of
+const (
+	actBias  = 8  // -128 times the sum of the integers, which undoes the 128 that packing adds to weights of Q8_0
+	actScale = 9  // the scale dx
+	actSum   = 10 // dx times the sum, rounded
+	actHalf  = 11 // the sums of the first and of the last 16, 2 bytes each
+	actBlock = 48
+)
 
 // Set points a at x, tokens*cols values. x must stay unchanged while a is in use.
 func (a *Activations) Set(x []float32, tokens, cols int) {
@@ -38,7 +47,7 @@ func (a *Activations) q8Width(t int) int {
 // q8Group returns the 8-bit form of the group that starts at token t.
 func (a *Activations) q8Group(t int) []byte {
 	nb := a.cols / 32
-	return a.q8[t*nb*36:][:a.q8Width(t)*nb*36]
+	return a.q8[t*nb*actBlock:][:a.q8Width(t)*nb*actBlock]
 }
 
 // quantise makes the 8-bit form, groups of tokens in parallel.
@@ -47,15 +56,8 @@ func (a *Activations) quantise(p *Pool) error {
 		return a.err
 	}
 	nb := a.cols / 32
-	size := (a.tokens + tile - 1) / tile * tile * nb * 36
-	if cap(a.q8) < size {
-		a.q8 = make([]byte, size)
-	}
-	a.q8 = a.q8[:size]
-	if cap(a.bad) < a.tokens {
-		a.bad = make([]bool, a.tokens)
-	}
-	a.bad = a.bad[:a.tokens]
+	a.q8 = grow(&a.q8, (a.tokens+tile-1)/tile*tile*nb*actBlock)
+	a.bad = grow(&a.bad, a.tokens)
 	p.quantise = quantiseTask{b: active(), a: a}
 	p.run(&p.quantise, (a.tokens+tile-1)/tile, 1)
 	a.quantised = true
@@ -94,46 +96,53 @@ func (k *quantiseTask) do(_, lo, hi int) {
 
 func zeroLane(dst []byte, nb, j, width int) {
 	for b := range nb {
-		d := dst[b*36*width:]
-		for q := range 8 {
-			binary.LittleEndian.PutUint32(d[(q*width+j)*4:], 0)
-		}
-		binary.LittleEndian.PutUint32(d[(8*width+j)*4:], 0)
+		storeLane(dst[b*actBlock*width:], &[32]int8{}, 0, j, width)
 	}
+}
+
+// storeLane writes one block of one token.
+func storeLane(dst []byte, q *[32]int8, d float32, j, width int) {
+	word := func(at int, v uint32) { binary.LittleEndian.PutUint32(dst[(at*width+j)*4:], v) }
+	var sum [2]int32
+	for i := range 8 {
+		var w uint32
+		for k, v := range q[4*i : 4*i+4] {
+			w |= uint32(uint8(v)) << (8 * k)
+			sum[i/4] += int32(v)
+		}
+		word(i, w)
+	}
+	all := sum[0] + sum[1]
+	word(actBias, uint32(-128*all))
+	word(actScale, math.Float32bits(d))
+	word(actSum, math.Float32bits(float32(d*float32(all))))
+	word(actHalf, uint32(uint16(sum[0]))|uint32(sum[1])<<16)
 }
 
 // quantisePortable writes the 8-bit form of one token into lane j of a group of width. A block with a non-finite value
 // becomes zeros and makes the result false.
 func quantisePortable(x []float32, dst []byte, j, width int) bool {
 	ok := true
-	for b := 0; len(x) > 0; b, x = b+1, x[32:] {
+	for ; len(x) > 0; x, dst = x[32:], dst[actBlock*width:] {
 		var amax uint32
 		for _, v := range x[:32] {
 			amax = max(amax, math.Float32bits(v)&0x7fffffff)
 		}
-		o := dst[b*36*width:]
+		var q [32]int8
 		d := math.Float32frombits(amax) / 127
-		var inverse float32
 		switch {
 		case amax >= 0x7f800000:
 			ok, d = false, 0
 		case d < 0x1p-126:
 			d = 0
 		default:
-			inverse = 1 / d
-		}
-		binary.LittleEndian.PutUint32(o[(8*width+j)*4:], math.Float32bits(d))
-		for q := range 8 {
-			var w uint32
-			if d != 0 {
-				for k, v := range x[q*4 : q*4+4] {
-					// 1.5 * 2^23: the sum's low bits are the integer, nearest-even
-					i := math.Float32bits(float32(v*inverse) + 12582912)
-					w |= uint32(uint8(i)) << (8 * k)
-				}
+			inverse := 1 / d
+			for i, v := range x[:32] {
+				// 1.5 * 2^23: the sum's low bits are the integer, nearest-even
+				q[i] = int8(math.Float32bits(float32(v*inverse) + 12582912))
 			}
-			binary.LittleEndian.PutUint32(o[(q*width+j)*4:], w)
 		}
+		storeLane(dst, &q, d, j, width)
 	}
 	return ok
 }

@@ -7,25 +7,30 @@ import (
 	"testing"
 )
 
-// attend is the definition of attention for one head, in plain loops over keys and values [position][dim].
-func attend(q []float32, keys, values [][]float32, scale float32) []float32 {
+// attend is the definition of attention for one head, in plain loops over keys and values [position][dim], of which
+// those from first on are visible.
+func attend(q []float32, keys, values [][]float32, first int, scale, limit float32) []float32 {
 	dim := len(q)
 	var o []float32
 	var m, l float32
-	for start := 0; start < len(keys); start += 256 {
+	for start := first / 256 * 256; start < len(keys); start += 256 {
 		n := min(256, len(keys)-start)
 		s := make([]float32, n)
 		mc := float32(math.Inf(-1))
-		for i := range s {
+		hidden := max(first-start, 0)
+		for i := hidden; i < n; i++ {
 			var acc float32
 			for d := range dim {
 				acc = fmaOdd(keys[start+i][d], q[d], acc)
 			}
 			s[i] = float32((0 + acc) * scale)
+			if limit != 0 {
+				s[i] = limit * Tanh(s[i]/limit)
+			}
 			mc = max(mc, s[i])
 		}
 		var lane [32]float32
-		for i := range s {
+		for i := hidden; i < n; i++ {
 			s[i] = Exp(s[i] - mc)
 			lane[i%32] += s[i]
 		}
@@ -37,12 +42,12 @@ func attend(q []float32, keys, values [][]float32, scale float32) []float32 {
 		lc := lane[0]
 		oc := make([]float32, dim)
 		for d := range dim {
-			for i := range s {
+			for i := hidden; i < n; i++ {
 				oc[d] = fmaOdd(values[start+i][d], s[i], oc[d])
 			}
 			oc[d] = 0 + oc[d]
 		}
-		if start == 0 {
+		if o == nil {
 			o, m, l = oc, mc, lc
 			continue
 		}
@@ -65,7 +70,13 @@ func TestAttention(t *testing.T) {
 			f                 Format
 			heads, kvHeads, d int
 			n                 int
-		}{{F16, 14, 2, 64, 300}, {F32, 4, 2, 32, 513}, {F16, 3, 3, 80, 17}, {F32, 9, 1, 20, 260}, {F16, 4, 1, 256, 520}, {F16, 2, 2, 1, 258}} {
+			window            int
+			limit             float32
+		}{
+			{F16, 14, 2, 64, 300, 0, 0}, {F32, 4, 2, 32, 513, 0, 0}, {F16, 3, 3, 80, 17, 0, 0}, {F32, 9, 1, 20, 260, 0, 0},
+			{F16, 4, 1, 256, 520, 0, 0}, {F16, 2, 2, 1, 258, 0, 0}, {F16, 4, 2, 32, 300, 1, 0}, {F16, 2, 1, 64, 600, 48, 2},
+			{F32, 2, 1, 32, 800, 257, 0.5}, {F16, 2, 2, 32, 300, 0, 30},
+		} {
 			t.Run(fmt.Sprint(c), func(t *testing.T) {
 				r := newRand(t)
 				cache, err := NewCache(c.f, c.kvHeads, c.d)
@@ -92,19 +103,23 @@ func TestAttention(t *testing.T) {
 						vals[h] = append(vals[h], v[h*c.d:(h+1)*c.d])
 					}
 					if pos < 3 || pos%97 == 0 || pos%256 > 253 || pos%256 < 2 || pos == c.n-1 {
-						queries = append(queries, Query{Cache: cache, Position: pos,
+						first := 0
+						if c.window > 0 {
+							first = max(0, pos-c.window+1)
+						}
+						queries = append(queries, Query{Cache: cache, First: first, Position: pos,
 							Q: values(r, c.heads*c.d, false), Out: make([]float32, c.heads*c.d)})
 					}
 				}
 				scale := float32(1 / math.Sqrt(float64(c.d)))
 				for _, threads := range []int{1, 2, 4} {
 					p := NewPool(threads)
-					p.Attention(queries, c.heads, scale)
+					p.Attention(queries, c.heads, scale, c.limit)
 					p.Close()
 					for _, q := range queries {
 						for h := range c.heads {
 							kv := h * c.kvHeads / c.heads
-							want := attend(q.Q[h*c.d:][:c.d], keys[kv][:q.Position+1], vals[kv][:q.Position+1], scale)
+							want := attend(q.Q[h*c.d:][:c.d], keys[kv][:q.Position+1], vals[kv][:q.Position+1], q.First, scale, c.limit)
 							compare(t, fmt.Sprintf("%d threads, position %d, head %d", threads, q.Position, h), q.Out[h*c.d:][:c.d], want)
 						}
 						clear(q.Out)
@@ -114,11 +129,11 @@ func TestAttention(t *testing.T) {
 				last := queries[len(queries)-1]
 				p := NewPool(1)
 				defer p.Close()
-				p.Attention([]Query{last}, c.heads, scale)
+				p.Attention([]Query{last}, c.heads, scale, c.limit)
 				want := append([]float32(nil), last.Out...)
 				last.Cache = cache.Clone(c.n)
 				cache.Truncate(0)
-				p.Attention([]Query{last}, c.heads, scale)
+				p.Attention([]Query{last}, c.heads, scale, c.limit)
 				compare(t, "clone", last.Out, want)
 			})
 		}

@@ -7,10 +7,10 @@ import "math"
 // Lengths: n counts groups of 8 values (32 in the sums, columns in the panels) and is at least 1; strides are in bytes.
 
 //go:noescape
-func avx2Q8Single(w, x *byte, nb int, out *float32)
+func avx2Q8Single(w, x *byte, nb int, from, out *float32)
 
 //go:noescape
-func avx2Q8Tile(w, s, x *byte, nb int, out *float32, stride int)
+func avx2Q8Tile(w, s, x *byte, nb int, from *float32, fromStride int, out *float32, stride int)
 
 //go:noescape
 func avx2PanelF32x1(w *byte, x *float32, xStride, n int, out *float32, stride int)
@@ -29,6 +29,18 @@ func avx2PanelF16x2(w *byte, x *float32, xStride, n int, out *float32, stride in
 
 //go:noescape
 func avx2PanelF16x4(w *byte, x *float32, xStride, n int, out *float32, stride int)
+
+//go:noescape
+func avx2PanelBF16x1(w *byte, x *float32, xStride, n int, out *float32, stride int)
+
+//go:noescape
+func avx2PanelBF16x2(w *byte, x *float32, xStride, n int, out *float32, stride int)
+
+//go:noescape
+func avx2PanelBF16x4(w *byte, x *float32, xStride, n int, out *float32, stride int)
+
+//go:noescape
+func avx2Fetch(w *byte, step, pieces, n int)
 
 //go:noescape
 func avx2Quantise(x *float32, nb int, dst *byte, quadStride, blockStride int) int
@@ -81,17 +93,43 @@ func avx2Screen(mask *byte, x *float32, r *uint32, n int, best *float32)
 // The wrappers below hand whole registers to the assembly and the rest to the portable loops. Indexing the last element
 // first keeps a wrong length a panic.
 
+// noChains is where fresh chains come from.
+var noChains [maxSpan * lanes]float32
+
 var avx2 = &backend{
 	name: "avx2",
-	q8: func(w, x []byte, nb, width int, out []float32, stride int) {
-		_, _, _ = w[nb*544-1], x[nb*36*width-1], out[(width-1)*stride+lanes-1]
-		if width == 1 {
-			avx2Q8Single(&w[0], &x[0], nb, &out[0])
+	wide: 4,
+	fetch: func(w []byte, step, pieces, n int) {
+		_ = w[(pieces-1)*step+n-1]
+		if n >= 64 {
+			avx2Fetch(&w[0], step, pieces, n/64)
+		}
+	},
+	blocks: func(f Format, w []byte, step, groups int, x []byte, nb, width int, cold, fresh bool, out []float32, stride int) {
+		if f != Q8_0 {
+			if fresh {
+				startChains(groups, width, out, stride)
+			}
+			avx2Unpacked(f, w, step, groups, x, nb, width, out, stride)
 			return
 		}
-		avx2Q8Tile(&w[0], &w[512], &x[0], nb, &out[0], 4*stride)
-		avx2Q8Tile(&w[32], &w[528], &x[0], nb, &out[8], 4*stride)
+		_, _, _ = w[(groups-1)*step+(nb-1)/2*1088+1087], x[nb*actBlock*width-1], out[(width-1)*stride+groups*lanes-1]
+		for i := range groups {
+			w, out := w[i*step:], out[i*lanes:]
+			from, fromStride := out, 4*stride
+			if fresh {
+				from, fromStride = noChains[:], 0
+			}
+			if width == 1 {
+				avx2Q8Single(&w[0], &x[0], nb, &from[0], &out[0])
+				continue
+			}
+			avx2Q8Tile(&w[0], &w[1024], &x[0], nb, &from[0], fromStride, &out[0], 4*stride)
+			avx2Q8Tile(&w[32], &w[1040], &x[0], nb, &from[8], fromStride, &out[8], 4*stride)
+		}
 	},
+	alone:  avx2Alone,
+	unpack: (&unpackers{avx2UnpackQ4_0, avx2UnpackQ4_K, avx2UnpackQ5_K, avx2UnpackQ6_K}).unpack,
 	panel: func(f Format, w []byte, n int, x []float32, xStride, tokens int, out []float32, stride int) {
 		_, _, _ = w[n*lanes*f.BlockBytes()-1], x[(tokens-1)*xStride+n-1], out[(tokens-1)*stride+lanes-1]
 		switch {
@@ -101,6 +139,12 @@ var avx2 = &backend{
 			avx2PanelF32x2(&w[0], &x[0], 4*xStride, n, &out[0], 4*stride)
 		case f == F32:
 			avx2PanelF32x1(&w[0], &x[0], 4*xStride, n, &out[0], 4*stride)
+		case f == BF16 && tokens == 4:
+			avx2PanelBF16x4(&w[0], &x[0], 4*xStride, n, &out[0], 4*stride)
+		case f == BF16 && tokens == 2:
+			avx2PanelBF16x2(&w[0], &x[0], 4*xStride, n, &out[0], 4*stride)
+		case f == BF16:
+			avx2PanelBF16x1(&w[0], &x[0], 4*xStride, n, &out[0], 4*stride)
 		case tokens == 4:
 			avx2PanelF16x4(&w[0], &x[0], 4*xStride, n, &out[0], 4*stride)
 		case tokens == 2:
@@ -111,8 +155,8 @@ var avx2 = &backend{
 	},
 	quantise: func(x []float32, dst []byte, j, width int) bool {
 		nb := len(x) / 32
-		_ = dst[nb*36*width-1]
-		return avx2Quantise(&x[0], nb, &dst[4*j], 4*width, 36*width) == 0
+		_ = dst[nb*actBlock*width-1]
+		return avx2Quantise(&x[0], nb, &dst[4*j], 4*width, actBlock*width) == 0
 	},
 	sum:        func(x []float32) float32 { return avx2Segments(x, false) },
 	sumSquares: func(x []float32) float32 { return avx2Segments(x, true) },

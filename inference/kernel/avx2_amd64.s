@@ -2,244 +2,381 @@
 
 #include "textflag.h"
 
-DATA avx2Constants<>+0(SB)/8, $0x3fb8aa3b3fb8aa3b
-DATA avx2Constants<>+8(SB)/8, $0x3fb8aa3b3fb8aa3b
-DATA avx2Constants<>+16(SB)/8, $0x3fb8aa3b3fb8aa3b
-DATA avx2Constants<>+24(SB)/8, $0x3fb8aa3b3fb8aa3b
-DATA avx2Constants<>+32(SB)/8, $0x3f3172183f317218
-DATA avx2Constants<>+40(SB)/8, $0x3f3172183f317218
-DATA avx2Constants<>+48(SB)/8, $0x3f3172183f317218
-DATA avx2Constants<>+56(SB)/8, $0x3f3172183f317218
-DATA avx2Constants<>+64(SB)/8, $0xb102e308b102e308
-DATA avx2Constants<>+72(SB)/8, $0xb102e308b102e308
-DATA avx2Constants<>+80(SB)/8, $0xb102e308b102e308
-DATA avx2Constants<>+88(SB)/8, $0xb102e308b102e308
-DATA avx2Constants<>+96(SB)/8, $0x4b4000004b400000
-DATA avx2Constants<>+104(SB)/8, $0x4b4000004b400000
-DATA avx2Constants<>+112(SB)/8, $0x4b4000004b400000
-DATA avx2Constants<>+120(SB)/8, $0x4b4000004b400000
-DATA avx2Constants<>+128(SB)/8, $0xc2aea8f6c2aea8f6
-DATA avx2Constants<>+136(SB)/8, $0xc2aea8f6c2aea8f6
-DATA avx2Constants<>+144(SB)/8, $0xc2aea8f6c2aea8f6
-DATA avx2Constants<>+152(SB)/8, $0xc2aea8f6c2aea8f6
-DATA avx2Constants<>+160(SB)/8, $0x42b170a442b170a4
-DATA avx2Constants<>+168(SB)/8, $0x42b170a442b170a4
-DATA avx2Constants<>+176(SB)/8, $0x42b170a442b170a4
-DATA avx2Constants<>+184(SB)/8, $0x42b170a442b170a4
-DATA avx2Constants<>+192(SB)/8, $0x3f0000003f000000
-DATA avx2Constants<>+200(SB)/8, $0x3f0000003f000000
-DATA avx2Constants<>+208(SB)/8, $0x3f0000003f000000
-DATA avx2Constants<>+216(SB)/8, $0x3f0000003f000000
-DATA avx2Constants<>+224(SB)/8, $0x3e2aaa6f3e2aaa6f
-DATA avx2Constants<>+232(SB)/8, $0x3e2aaa6f3e2aaa6f
-DATA avx2Constants<>+240(SB)/8, $0x3e2aaa6f3e2aaa6f
-DATA avx2Constants<>+248(SB)/8, $0x3e2aaa6f3e2aaa6f
-DATA avx2Constants<>+256(SB)/8, $0x3d2aaa8d3d2aaa8d
-DATA avx2Constants<>+264(SB)/8, $0x3d2aaa8d3d2aaa8d
-DATA avx2Constants<>+272(SB)/8, $0x3d2aaa8d3d2aaa8d
-DATA avx2Constants<>+280(SB)/8, $0x3d2aaa8d3d2aaa8d
-DATA avx2Constants<>+288(SB)/8, $0x3c0905b23c0905b2
-DATA avx2Constants<>+296(SB)/8, $0x3c0905b23c0905b2
-DATA avx2Constants<>+304(SB)/8, $0x3c0905b23c0905b2
-DATA avx2Constants<>+312(SB)/8, $0x3c0905b23c0905b2
-DATA avx2Constants<>+320(SB)/8, $0x3ab6887f3ab6887f
-DATA avx2Constants<>+328(SB)/8, $0x3ab6887f3ab6887f
-DATA avx2Constants<>+336(SB)/8, $0x3ab6887f3ab6887f
-DATA avx2Constants<>+344(SB)/8, $0x3ab6887f3ab6887f
-DATA avx2Constants<>+352(SB)/8, $0x3f8000003f800000
-DATA avx2Constants<>+360(SB)/8, $0x3f8000003f800000
-DATA avx2Constants<>+368(SB)/8, $0x3f8000003f800000
-DATA avx2Constants<>+376(SB)/8, $0x3f8000003f800000
-DATA avx2Constants<>+384(SB)/8, $0x7f8000007f800000
-DATA avx2Constants<>+392(SB)/8, $0x7f8000007f800000
-DATA avx2Constants<>+400(SB)/8, $0x7f8000007f800000
-DATA avx2Constants<>+408(SB)/8, $0x7f8000007f800000
-DATA avx2Constants<>+416(SB)/8, $0xff800000ff800000
-DATA avx2Constants<>+424(SB)/8, $0xff800000ff800000
-DATA avx2Constants<>+432(SB)/8, $0xff800000ff800000
-DATA avx2Constants<>+440(SB)/8, $0xff800000ff800000
-DATA avx2Constants<>+448(SB)/8, $0x0000007f0000007f
-DATA avx2Constants<>+456(SB)/8, $0x0000007f0000007f
-DATA avx2Constants<>+464(SB)/8, $0x0000007f0000007f
-DATA avx2Constants<>+472(SB)/8, $0x0000007f0000007f
-DATA avx2Constants<>+480(SB)/8, $0x7fffffff7fffffff
-DATA avx2Constants<>+488(SB)/8, $0x7fffffff7fffffff
-DATA avx2Constants<>+496(SB)/8, $0x7fffffff7fffffff
-DATA avx2Constants<>+504(SB)/8, $0x7fffffff7fffffff
-DATA avx2Constants<>+512(SB)/8, $0x8000000080000000
-DATA avx2Constants<>+520(SB)/8, $0x8000000080000000
-DATA avx2Constants<>+528(SB)/8, $0x8000000080000000
-DATA avx2Constants<>+536(SB)/8, $0x8000000080000000
-DATA avx2Constants<>+544(SB)/8, $0x42fe000042fe0000
-DATA avx2Constants<>+552(SB)/8, $0x42fe000042fe0000
-DATA avx2Constants<>+560(SB)/8, $0x42fe000042fe0000
-DATA avx2Constants<>+568(SB)/8, $0x42fe000042fe0000
-DATA avx2Constants<>+576(SB)/8, $0x0080000000800000
-DATA avx2Constants<>+584(SB)/8, $0x0080000000800000
-DATA avx2Constants<>+592(SB)/8, $0x0080000000800000
-DATA avx2Constants<>+600(SB)/8, $0x0080000000800000
-DATA avx2Constants<>+608(SB)/8, $0x477ff000477ff000
-DATA avx2Constants<>+616(SB)/8, $0x477ff000477ff000
-DATA avx2Constants<>+624(SB)/8, $0x477ff000477ff000
-DATA avx2Constants<>+632(SB)/8, $0x477ff000477ff000
-DATA avx2Constants<>+640(SB)/8, $0x0000000100000000
-DATA avx2Constants<>+648(SB)/8, $0x0000000300000002
-DATA avx2Constants<>+656(SB)/8, $0x0000000500000004
-DATA avx2Constants<>+664(SB)/8, $0x0000000700000006
-DATA avx2Constants<>+672(SB)/8, $0x0000000800000008
-DATA avx2Constants<>+680(SB)/8, $0x0000000800000008
-DATA avx2Constants<>+688(SB)/8, $0x0000000800000008
-DATA avx2Constants<>+696(SB)/8, $0x0000000800000008
-DATA avx2Constants<>+704(SB)/8, $0xd2511f53d2511f53
-DATA avx2Constants<>+712(SB)/8, $0xd2511f53d2511f53
-DATA avx2Constants<>+720(SB)/8, $0xd2511f53d2511f53
-DATA avx2Constants<>+728(SB)/8, $0xd2511f53d2511f53
-DATA avx2Constants<>+736(SB)/8, $0xcd9e8d57cd9e8d57
-DATA avx2Constants<>+744(SB)/8, $0xcd9e8d57cd9e8d57
-DATA avx2Constants<>+752(SB)/8, $0xcd9e8d57cd9e8d57
-DATA avx2Constants<>+760(SB)/8, $0xcd9e8d57cd9e8d57
-DATA avx2Constants<>+768(SB)/8, $0x42db0df442db0df4
-DATA avx2Constants<>+776(SB)/8, $0x42db0df442db0df4
-DATA avx2Constants<>+784(SB)/8, $0x42db0df442db0df4
-DATA avx2Constants<>+792(SB)/8, $0x42db0df442db0df4
-DATA avx2Constants<>+800(SB)/8, $0x33b1721833b17218
-DATA avx2Constants<>+808(SB)/8, $0x33b1721833b17218
-DATA avx2Constants<>+816(SB)/8, $0x33b1721833b17218
-DATA avx2Constants<>+824(SB)/8, $0x33b1721833b17218
-GLOBL avx2Constants<>(SB), RODATA|NOPTR, $832
+DATA avx2Constants<>+0(SB)/4, $0x3fb8aa3b
+DATA avx2Constants<>+4(SB)/4, $0x3fb8aa3b
+DATA avx2Constants<>+8(SB)/4, $0x3fb8aa3b
+DATA avx2Constants<>+12(SB)/4, $0x3fb8aa3b
+DATA avx2Constants<>+16(SB)/4, $0x3fb8aa3b
+DATA avx2Constants<>+20(SB)/4, $0x3fb8aa3b
+DATA avx2Constants<>+24(SB)/4, $0x3fb8aa3b
+DATA avx2Constants<>+28(SB)/4, $0x3fb8aa3b
+DATA avx2Constants<>+32(SB)/4, $0x3f317218
+DATA avx2Constants<>+36(SB)/4, $0x3f317218
+DATA avx2Constants<>+40(SB)/4, $0x3f317218
+DATA avx2Constants<>+44(SB)/4, $0x3f317218
+DATA avx2Constants<>+48(SB)/4, $0x3f317218
+DATA avx2Constants<>+52(SB)/4, $0x3f317218
+DATA avx2Constants<>+56(SB)/4, $0x3f317218
+DATA avx2Constants<>+60(SB)/4, $0x3f317218
+DATA avx2Constants<>+64(SB)/4, $0xb102e308
+DATA avx2Constants<>+68(SB)/4, $0xb102e308
+DATA avx2Constants<>+72(SB)/4, $0xb102e308
+DATA avx2Constants<>+76(SB)/4, $0xb102e308
+DATA avx2Constants<>+80(SB)/4, $0xb102e308
+DATA avx2Constants<>+84(SB)/4, $0xb102e308
+DATA avx2Constants<>+88(SB)/4, $0xb102e308
+DATA avx2Constants<>+92(SB)/4, $0xb102e308
+DATA avx2Constants<>+96(SB)/4, $0x4b400000
+DATA avx2Constants<>+100(SB)/4, $0x4b400000
+DATA avx2Constants<>+104(SB)/4, $0x4b400000
+DATA avx2Constants<>+108(SB)/4, $0x4b400000
+DATA avx2Constants<>+112(SB)/4, $0x4b400000
+DATA avx2Constants<>+116(SB)/4, $0x4b400000
+DATA avx2Constants<>+120(SB)/4, $0x4b400000
+DATA avx2Constants<>+124(SB)/4, $0x4b400000
+DATA avx2Constants<>+128(SB)/4, $0xc2aea8f6
+DATA avx2Constants<>+132(SB)/4, $0xc2aea8f6
+DATA avx2Constants<>+136(SB)/4, $0xc2aea8f6
+DATA avx2Constants<>+140(SB)/4, $0xc2aea8f6
+DATA avx2Constants<>+144(SB)/4, $0xc2aea8f6
+DATA avx2Constants<>+148(SB)/4, $0xc2aea8f6
+DATA avx2Constants<>+152(SB)/4, $0xc2aea8f6
+DATA avx2Constants<>+156(SB)/4, $0xc2aea8f6
+DATA avx2Constants<>+160(SB)/4, $0x42b170a4
+DATA avx2Constants<>+164(SB)/4, $0x42b170a4
+DATA avx2Constants<>+168(SB)/4, $0x42b170a4
+DATA avx2Constants<>+172(SB)/4, $0x42b170a4
+DATA avx2Constants<>+176(SB)/4, $0x42b170a4
+DATA avx2Constants<>+180(SB)/4, $0x42b170a4
+DATA avx2Constants<>+184(SB)/4, $0x42b170a4
+DATA avx2Constants<>+188(SB)/4, $0x42b170a4
+DATA avx2Constants<>+192(SB)/4, $0x3f000000
+DATA avx2Constants<>+196(SB)/4, $0x3f000000
+DATA avx2Constants<>+200(SB)/4, $0x3f000000
+DATA avx2Constants<>+204(SB)/4, $0x3f000000
+DATA avx2Constants<>+208(SB)/4, $0x3f000000
+DATA avx2Constants<>+212(SB)/4, $0x3f000000
+DATA avx2Constants<>+216(SB)/4, $0x3f000000
+DATA avx2Constants<>+220(SB)/4, $0x3f000000
+DATA avx2Constants<>+224(SB)/4, $0x3e2aaa6f
+DATA avx2Constants<>+228(SB)/4, $0x3e2aaa6f
+DATA avx2Constants<>+232(SB)/4, $0x3e2aaa6f
+DATA avx2Constants<>+236(SB)/4, $0x3e2aaa6f
+DATA avx2Constants<>+240(SB)/4, $0x3e2aaa6f
+DATA avx2Constants<>+244(SB)/4, $0x3e2aaa6f
+DATA avx2Constants<>+248(SB)/4, $0x3e2aaa6f
+DATA avx2Constants<>+252(SB)/4, $0x3e2aaa6f
+DATA avx2Constants<>+256(SB)/4, $0x3d2aaa8d
+DATA avx2Constants<>+260(SB)/4, $0x3d2aaa8d
+DATA avx2Constants<>+264(SB)/4, $0x3d2aaa8d
+DATA avx2Constants<>+268(SB)/4, $0x3d2aaa8d
+DATA avx2Constants<>+272(SB)/4, $0x3d2aaa8d
+DATA avx2Constants<>+276(SB)/4, $0x3d2aaa8d
+DATA avx2Constants<>+280(SB)/4, $0x3d2aaa8d
+DATA avx2Constants<>+284(SB)/4, $0x3d2aaa8d
+DATA avx2Constants<>+288(SB)/4, $0x3c0905b2
+DATA avx2Constants<>+292(SB)/4, $0x3c0905b2
+DATA avx2Constants<>+296(SB)/4, $0x3c0905b2
+DATA avx2Constants<>+300(SB)/4, $0x3c0905b2
+DATA avx2Constants<>+304(SB)/4, $0x3c0905b2
+DATA avx2Constants<>+308(SB)/4, $0x3c0905b2
+DATA avx2Constants<>+312(SB)/4, $0x3c0905b2
+DATA avx2Constants<>+316(SB)/4, $0x3c0905b2
+DATA avx2Constants<>+320(SB)/4, $0x3ab6887f
+DATA avx2Constants<>+324(SB)/4, $0x3ab6887f
+DATA avx2Constants<>+328(SB)/4, $0x3ab6887f
+DATA avx2Constants<>+332(SB)/4, $0x3ab6887f
+DATA avx2Constants<>+336(SB)/4, $0x3ab6887f
+DATA avx2Constants<>+340(SB)/4, $0x3ab6887f
+DATA avx2Constants<>+344(SB)/4, $0x3ab6887f
+DATA avx2Constants<>+348(SB)/4, $0x3ab6887f
+DATA avx2Constants<>+352(SB)/4, $0x3f800000
+DATA avx2Constants<>+356(SB)/4, $0x3f800000
+DATA avx2Constants<>+360(SB)/4, $0x3f800000
+DATA avx2Constants<>+364(SB)/4, $0x3f800000
+DATA avx2Constants<>+368(SB)/4, $0x3f800000
+DATA avx2Constants<>+372(SB)/4, $0x3f800000
+DATA avx2Constants<>+376(SB)/4, $0x3f800000
+DATA avx2Constants<>+380(SB)/4, $0x3f800000
+DATA avx2Constants<>+384(SB)/4, $0x7f800000
+DATA avx2Constants<>+388(SB)/4, $0x7f800000
+DATA avx2Constants<>+392(SB)/4, $0x7f800000
+DATA avx2Constants<>+396(SB)/4, $0x7f800000
+DATA avx2Constants<>+400(SB)/4, $0x7f800000
+DATA avx2Constants<>+404(SB)/4, $0x7f800000
+DATA avx2Constants<>+408(SB)/4, $0x7f800000
+DATA avx2Constants<>+412(SB)/4, $0x7f800000
+DATA avx2Constants<>+416(SB)/4, $0xff800000
+DATA avx2Constants<>+420(SB)/4, $0xff800000
+DATA avx2Constants<>+424(SB)/4, $0xff800000
+DATA avx2Constants<>+428(SB)/4, $0xff800000
+DATA avx2Constants<>+432(SB)/4, $0xff800000
+DATA avx2Constants<>+436(SB)/4, $0xff800000
+DATA avx2Constants<>+440(SB)/4, $0xff800000
+DATA avx2Constants<>+444(SB)/4, $0xff800000
+DATA avx2Constants<>+448(SB)/4, $0x0000007f
+DATA avx2Constants<>+452(SB)/4, $0x0000007f
+DATA avx2Constants<>+456(SB)/4, $0x0000007f
+DATA avx2Constants<>+460(SB)/4, $0x0000007f
+DATA avx2Constants<>+464(SB)/4, $0x0000007f
+DATA avx2Constants<>+468(SB)/4, $0x0000007f
+DATA avx2Constants<>+472(SB)/4, $0x0000007f
+DATA avx2Constants<>+476(SB)/4, $0x0000007f
+DATA avx2Constants<>+480(SB)/4, $0x7fffffff
+DATA avx2Constants<>+484(SB)/4, $0x7fffffff
+DATA avx2Constants<>+488(SB)/4, $0x7fffffff
+DATA avx2Constants<>+492(SB)/4, $0x7fffffff
+DATA avx2Constants<>+496(SB)/4, $0x7fffffff
+DATA avx2Constants<>+500(SB)/4, $0x7fffffff
+DATA avx2Constants<>+504(SB)/4, $0x7fffffff
+DATA avx2Constants<>+508(SB)/4, $0x7fffffff
+DATA avx2Constants<>+512(SB)/4, $0x80000000
+DATA avx2Constants<>+516(SB)/4, $0x80000000
+DATA avx2Constants<>+520(SB)/4, $0x80000000
+DATA avx2Constants<>+524(SB)/4, $0x80000000
+DATA avx2Constants<>+528(SB)/4, $0x80000000
+DATA avx2Constants<>+532(SB)/4, $0x80000000
+DATA avx2Constants<>+536(SB)/4, $0x80000000
+DATA avx2Constants<>+540(SB)/4, $0x80000000
+DATA avx2Constants<>+544(SB)/4, $0x80808080
+DATA avx2Constants<>+548(SB)/4, $0x80808080
+DATA avx2Constants<>+552(SB)/4, $0x80808080
+DATA avx2Constants<>+556(SB)/4, $0x80808080
+DATA avx2Constants<>+560(SB)/4, $0x80808080
+DATA avx2Constants<>+564(SB)/4, $0x80808080
+DATA avx2Constants<>+568(SB)/4, $0x80808080
+DATA avx2Constants<>+572(SB)/4, $0x80808080
+DATA avx2Constants<>+576(SB)/4, $0x01010101
+DATA avx2Constants<>+580(SB)/4, $0x01010101
+DATA avx2Constants<>+584(SB)/4, $0x01010101
+DATA avx2Constants<>+588(SB)/4, $0x01010101
+DATA avx2Constants<>+592(SB)/4, $0x01010101
+DATA avx2Constants<>+596(SB)/4, $0x01010101
+DATA avx2Constants<>+600(SB)/4, $0x01010101
+DATA avx2Constants<>+604(SB)/4, $0x01010101
+DATA avx2Constants<>+608(SB)/4, $0x00010001
+DATA avx2Constants<>+612(SB)/4, $0x00010001
+DATA avx2Constants<>+616(SB)/4, $0x00010001
+DATA avx2Constants<>+620(SB)/4, $0x00010001
+DATA avx2Constants<>+624(SB)/4, $0x00010001
+DATA avx2Constants<>+628(SB)/4, $0x00010001
+DATA avx2Constants<>+632(SB)/4, $0x00010001
+DATA avx2Constants<>+636(SB)/4, $0x00010001
+DATA avx2Constants<>+640(SB)/4, $0x42fe0000
+DATA avx2Constants<>+644(SB)/4, $0x42fe0000
+DATA avx2Constants<>+648(SB)/4, $0x42fe0000
+DATA avx2Constants<>+652(SB)/4, $0x42fe0000
+DATA avx2Constants<>+656(SB)/4, $0x42fe0000
+DATA avx2Constants<>+660(SB)/4, $0x42fe0000
+DATA avx2Constants<>+664(SB)/4, $0x42fe0000
+DATA avx2Constants<>+668(SB)/4, $0x42fe0000
+DATA avx2Constants<>+672(SB)/4, $0x00800000
+DATA avx2Constants<>+676(SB)/4, $0x00800000
+DATA avx2Constants<>+680(SB)/4, $0x00800000
+DATA avx2Constants<>+684(SB)/4, $0x00800000
+DATA avx2Constants<>+688(SB)/4, $0x00800000
+DATA avx2Constants<>+692(SB)/4, $0x00800000
+DATA avx2Constants<>+696(SB)/4, $0x00800000
+DATA avx2Constants<>+700(SB)/4, $0x00800000
+DATA avx2Constants<>+704(SB)/4, $0x477ff000
+DATA avx2Constants<>+708(SB)/4, $0x477ff000
+DATA avx2Constants<>+712(SB)/4, $0x477ff000
+DATA avx2Constants<>+716(SB)/4, $0x477ff000
+DATA avx2Constants<>+720(SB)/4, $0x477ff000
+DATA avx2Constants<>+724(SB)/4, $0x477ff000
+DATA avx2Constants<>+728(SB)/4, $0x477ff000
+DATA avx2Constants<>+732(SB)/4, $0x477ff000
+DATA avx2Constants<>+736(SB)/4, $0x00000000
+DATA avx2Constants<>+740(SB)/4, $0x00000001
+DATA avx2Constants<>+744(SB)/4, $0x00000002
+DATA avx2Constants<>+748(SB)/4, $0x00000003
+DATA avx2Constants<>+752(SB)/4, $0x00000004
+DATA avx2Constants<>+756(SB)/4, $0x00000005
+DATA avx2Constants<>+760(SB)/4, $0x00000006
+DATA avx2Constants<>+764(SB)/4, $0x00000007
+DATA avx2Constants<>+768(SB)/4, $0x00000008
+DATA avx2Constants<>+772(SB)/4, $0x00000008
+DATA avx2Constants<>+776(SB)/4, $0x00000008
+DATA avx2Constants<>+780(SB)/4, $0x00000008
+DATA avx2Constants<>+784(SB)/4, $0x00000008
+DATA avx2Constants<>+788(SB)/4, $0x00000008
+DATA avx2Constants<>+792(SB)/4, $0x00000008
+DATA avx2Constants<>+796(SB)/4, $0x00000008
+DATA avx2Constants<>+800(SB)/4, $0xd2511f53
+DATA avx2Constants<>+804(SB)/4, $0xd2511f53
+DATA avx2Constants<>+808(SB)/4, $0xd2511f53
+DATA avx2Constants<>+812(SB)/4, $0xd2511f53
+DATA avx2Constants<>+816(SB)/4, $0xd2511f53
+DATA avx2Constants<>+820(SB)/4, $0xd2511f53
+DATA avx2Constants<>+824(SB)/4, $0xd2511f53
+DATA avx2Constants<>+828(SB)/4, $0xd2511f53
+DATA avx2Constants<>+832(SB)/4, $0xcd9e8d57
+DATA avx2Constants<>+836(SB)/4, $0xcd9e8d57
+DATA avx2Constants<>+840(SB)/4, $0xcd9e8d57
+DATA avx2Constants<>+844(SB)/4, $0xcd9e8d57
+DATA avx2Constants<>+848(SB)/4, $0xcd9e8d57
+DATA avx2Constants<>+852(SB)/4, $0xcd9e8d57
+DATA avx2Constants<>+856(SB)/4, $0xcd9e8d57
+DATA avx2Constants<>+860(SB)/4, $0xcd9e8d57
+DATA avx2Constants<>+864(SB)/4, $0x42db0df4
+DATA avx2Constants<>+868(SB)/4, $0x42db0df4
+DATA avx2Constants<>+872(SB)/4, $0x42db0df4
+DATA avx2Constants<>+876(SB)/4, $0x42db0df4
+DATA avx2Constants<>+880(SB)/4, $0x42db0df4
+DATA avx2Constants<>+884(SB)/4, $0x42db0df4
+DATA avx2Constants<>+888(SB)/4, $0x42db0df4
+DATA avx2Constants<>+892(SB)/4, $0x42db0df4
+DATA avx2Constants<>+896(SB)/4, $0x33b17218
+DATA avx2Constants<>+900(SB)/4, $0x33b17218
+DATA avx2Constants<>+904(SB)/4, $0x33b17218
+DATA avx2Constants<>+908(SB)/4, $0x33b17218
+DATA avx2Constants<>+912(SB)/4, $0x33b17218
+DATA avx2Constants<>+916(SB)/4, $0x33b17218
+DATA avx2Constants<>+920(SB)/4, $0x33b17218
+DATA avx2Constants<>+924(SB)/4, $0x33b17218
+GLOBL avx2Constants<>(SB), RODATA|NOPTR, $928
 
-// func avx2Q8Single(...), see avx2_amd64.go
-TEXT ·avx2Q8Single(SB), NOSPLIT, $0-32
+// func avx2Q8Single(...), see the Go file
+TEXT ·avx2Q8Single(SB), NOSPLIT, $0-40
 	MOVQ w+0(FP), AX
 	MOVQ x+8(FP), BX
 	MOVQ nb+16(FP), CX
-	MOVQ out+24(FP), DI
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
+	MOVQ from+24(FP), SI
+	MOVQ out+32(FP), DI
+	VMOVUPS (SI), Y0
+	VMOVUPS 32(SI), Y1
+	VMOVDQU avx2Constants<>+544(SB), Y14
 	VPCMPEQW Y15, Y15, Y15
 	VPSRLW $15, Y15, Y15
+	LEAQ 1024(AX), DX
+	MOVQ $512, R8
+	MOVQ $32, R9
 loop:
 	VPBROADCASTD 0(BX), Y4
-	PREFETCHT0 4096(AX)
-	VMOVDQU 0(AX), Y5
+	PREFETCHT0 4352(AX)
+	VPXOR 0(AX), Y14, Y5
 	VPSIGNB Y5, Y4, Y6
 	VPABSB Y5, Y5
 	VPMADDUBSW Y6, Y5, Y5
 	VPMADDWD Y15, Y5, Y2
-	VMOVDQU 32(AX), Y5
+	VPXOR 32(AX), Y14, Y5
 	VPSIGNB Y5, Y4, Y7
 	VPABSB Y5, Y5
 	VPMADDUBSW Y7, Y5, Y5
 	VPMADDWD Y15, Y5, Y3
 	VPBROADCASTD 4(BX), Y4
-	PREFETCHT0 4160(AX)
-	VMOVDQU 64(AX), Y5
+	PREFETCHT0 4416(AX)
+	VPXOR 64(AX), Y14, Y5
 	VPSIGNB Y5, Y4, Y6
 	VPABSB Y5, Y5
 	VPMADDUBSW Y6, Y5, Y5
 	VPMADDWD Y15, Y5, Y5
 	VPADDD Y5, Y2, Y2
-	VMOVDQU 96(AX), Y5
+	VPXOR 96(AX), Y14, Y5
 	VPSIGNB Y5, Y4, Y7
 	VPABSB Y5, Y5
 	VPMADDUBSW Y7, Y5, Y5
 	VPMADDWD Y15, Y5, Y5
 	VPADDD Y5, Y3, Y3
 	VPBROADCASTD 8(BX), Y4
-	PREFETCHT0 4224(AX)
-	VMOVDQU 128(AX), Y5
+	PREFETCHT0 4480(AX)
+	VPXOR 128(AX), Y14, Y5
 	VPSIGNB Y5, Y4, Y6
 	VPABSB Y5, Y5
 	VPMADDUBSW Y6, Y5, Y5
 	VPMADDWD Y15, Y5, Y5
 	VPADDD Y5, Y2, Y2
-	VMOVDQU 160(AX), Y5
+	VPXOR 160(AX), Y14, Y5
 	VPSIGNB Y5, Y4, Y7
 	VPABSB Y5, Y5
 	VPMADDUBSW Y7, Y5, Y5
 	VPMADDWD Y15, Y5, Y5
 	VPADDD Y5, Y3, Y3
 	VPBROADCASTD 12(BX), Y4
-	PREFETCHT0 4288(AX)
-	VMOVDQU 192(AX), Y5
+	PREFETCHT0 4544(AX)
+	VPXOR 192(AX), Y14, Y5
 	VPSIGNB Y5, Y4, Y6
 	VPABSB Y5, Y5
 	VPMADDUBSW Y6, Y5, Y5
 	VPMADDWD Y15, Y5, Y5
 	VPADDD Y5, Y2, Y2
-	VMOVDQU 224(AX), Y5
+	VPXOR 224(AX), Y14, Y5
 	VPSIGNB Y5, Y4, Y7
 	VPABSB Y5, Y5
 	VPMADDUBSW Y7, Y5, Y5
 	VPMADDWD Y15, Y5, Y5
 	VPADDD Y5, Y3, Y3
 	VPBROADCASTD 16(BX), Y4
-	PREFETCHT0 4352(AX)
-	VMOVDQU 256(AX), Y5
+	PREFETCHT0 4608(AX)
+	VPXOR 256(AX), Y14, Y5
 	VPSIGNB Y5, Y4, Y6
 	VPABSB Y5, Y5
 	VPMADDUBSW Y6, Y5, Y5
 	VPMADDWD Y15, Y5, Y5
 	VPADDD Y5, Y2, Y2
-	VMOVDQU 288(AX), Y5
+	VPXOR 288(AX), Y14, Y5
 	VPSIGNB Y5, Y4, Y7
 	VPABSB Y5, Y5
 	VPMADDUBSW Y7, Y5, Y5
 	VPMADDWD Y15, Y5, Y5
 	VPADDD Y5, Y3, Y3
 	VPBROADCASTD 20(BX), Y4
-	PREFETCHT0 4416(AX)
-	VMOVDQU 320(AX), Y5
+	PREFETCHT0 4672(AX)
+	VPXOR 320(AX), Y14, Y5
 	VPSIGNB Y5, Y4, Y6
 	VPABSB Y5, Y5
 	VPMADDUBSW Y6, Y5, Y5
 	VPMADDWD Y15, Y5, Y5
 	VPADDD Y5, Y2, Y2
-	VMOVDQU 352(AX), Y5
+	VPXOR 352(AX), Y14, Y5
 	VPSIGNB Y5, Y4, Y7
 	VPABSB Y5, Y5
 	VPMADDUBSW Y7, Y5, Y5
 	VPMADDWD Y15, Y5, Y5
 	VPADDD Y5, Y3, Y3
 	VPBROADCASTD 24(BX), Y4
-	PREFETCHT0 4480(AX)
-	VMOVDQU 384(AX), Y5
+	PREFETCHT0 4736(AX)
+	VPXOR 384(AX), Y14, Y5
 	VPSIGNB Y5, Y4, Y6
 	VPABSB Y5, Y5
 	VPMADDUBSW Y6, Y5, Y5
 	VPMADDWD Y15, Y5, Y5
 	VPADDD Y5, Y2, Y2
-	VMOVDQU 416(AX), Y5
+	VPXOR 416(AX), Y14, Y5
 	VPSIGNB Y5, Y4, Y7
 	VPABSB Y5, Y5
 	VPMADDUBSW Y7, Y5, Y5
 	VPMADDWD Y15, Y5, Y5
 	VPADDD Y5, Y3, Y3
 	VPBROADCASTD 28(BX), Y4
-	PREFETCHT0 4544(AX)
-	VMOVDQU 448(AX), Y5
+	PREFETCHT0 4800(AX)
+	VPXOR 448(AX), Y14, Y5
 	VPSIGNB Y5, Y4, Y6
 	VPABSB Y5, Y5
 	VPMADDUBSW Y6, Y5, Y5
 	VPMADDWD Y15, Y5, Y5
 	VPADDD Y5, Y2, Y2
-	VMOVDQU 480(AX), Y5
+	VPXOR 480(AX), Y14, Y5
 	VPSIGNB Y5, Y4, Y7
 	VPABSB Y5, Y5
 	VPMADDUBSW Y7, Y5, Y5
 	VPMADDWD Y15, Y5, Y5
 	VPADDD Y5, Y3, Y3
-	VBROADCASTSS 32(BX), Y4
-	VCVTPH2PS 512(AX), Y5
+	VBROADCASTSS 36(BX), Y4
+	PREFETCHT0 4352(DX)
+	VCVTPH2PS 0(DX), Y5
 	VMULPS Y4, Y5, Y5
 	VCVTDQ2PS Y2, Y2
 	VFMADD231PS Y2, Y5, Y0
-	VCVTPH2PS 528(AX), Y5
+	VCVTPH2PS 16(DX), Y5
 	VMULPS Y4, Y5, Y5
 	VCVTDQ2PS Y3, Y3
 	VFMADD231PS Y3, Y5, Y1
-	ADDQ $544, AX
-	ADDQ $36, BX
+	ADDQ R8, AX
+	XORQ $64, R8
+	ADDQ R9, DX
+	XORQ $1024, R9
+	ADDQ $48, BX
 	DECQ CX
 	JNE loop
 	VMOVUPS Y0, (DI)
@@ -247,24 +384,33 @@ loop:
 	VZEROUPPER
 	RET
 
-// func avx2Q8Tile(...), see avx2_amd64.go
-TEXT ·avx2Q8Tile(SB), NOSPLIT, $0-48
+// func avx2Q8Tile(...), see the Go file
+TEXT ·avx2Q8Tile(SB), NOSPLIT, $0-64
 	MOVQ w+0(FP), AX
 	MOVQ s+8(FP), DX
 	MOVQ x+16(FP), BX
 	MOVQ nb+24(FP), CX
-	MOVQ out+32(FP), DI
-	MOVQ stride+40(FP), SI
+	MOVQ from+32(FP), R10
+	MOVQ fromStride+40(FP), R11
+	MOVQ out+48(FP), DI
+	MOVQ stride+56(FP), SI
+	VMOVDQU avx2Constants<>+544(SB), Y14
 	VPCMPEQW Y15, Y15, Y15
 	VPSRLW $15, Y15, Y15
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
+	VMOVUPS (R10), Y0
+	ADDQ R11, R10
+	VMOVUPS (R10), Y1
+	ADDQ R11, R10
+	VMOVUPS (R10), Y2
+	ADDQ R11, R10
+	VMOVUPS (R10), Y3
+	ADDQ R11, R10
+	MOVQ $512, R8
+	MOVQ $32, R9
 loop:
-	VMOVDQU 0(AX), Y8
+	VPXOR 0(AX), Y14, Y8
 	VPABSB Y8, Y9
-	PREFETCHT0 4096(AX)
+	PREFETCHT0 4352(AX)
 	VPBROADCASTD 0(BX), Y10
 	VPSIGNB Y8, Y10, Y10
 	VPMADDUBSW Y10, Y9, Y10
@@ -281,9 +427,9 @@ loop:
 	VPSIGNB Y8, Y13, Y13
 	VPMADDUBSW Y13, Y9, Y13
 	VPMADDWD Y15, Y13, Y7
-	VMOVDQU 64(AX), Y8
+	VPXOR 64(AX), Y14, Y8
 	VPABSB Y8, Y9
-	PREFETCHT0 4160(AX)
+	PREFETCHT0 4416(AX)
 	VPBROADCASTD 16(BX), Y10
 	VPSIGNB Y8, Y10, Y10
 	VPMADDUBSW Y10, Y9, Y10
@@ -304,9 +450,9 @@ loop:
 	VPMADDUBSW Y13, Y9, Y13
 	VPMADDWD Y15, Y13, Y13
 	VPADDD Y13, Y7, Y7
-	VMOVDQU 128(AX), Y8
+	VPXOR 128(AX), Y14, Y8
 	VPABSB Y8, Y9
-	PREFETCHT0 4224(AX)
+	PREFETCHT0 4480(AX)
 	VPBROADCASTD 32(BX), Y10
 	VPSIGNB Y8, Y10, Y10
 	VPMADDUBSW Y10, Y9, Y10
@@ -327,9 +473,9 @@ loop:
 	VPMADDUBSW Y13, Y9, Y13
 	VPMADDWD Y15, Y13, Y13
 	VPADDD Y13, Y7, Y7
-	VMOVDQU 192(AX), Y8
+	VPXOR 192(AX), Y14, Y8
 	VPABSB Y8, Y9
-	PREFETCHT0 4288(AX)
+	PREFETCHT0 4544(AX)
 	VPBROADCASTD 48(BX), Y10
 	VPSIGNB Y8, Y10, Y10
 	VPMADDUBSW Y10, Y9, Y10
@@ -350,9 +496,9 @@ loop:
 	VPMADDUBSW Y13, Y9, Y13
 	VPMADDWD Y15, Y13, Y13
 	VPADDD Y13, Y7, Y7
-	VMOVDQU 256(AX), Y8
+	VPXOR 256(AX), Y14, Y8
 	VPABSB Y8, Y9
-	PREFETCHT0 4352(AX)
+	PREFETCHT0 4608(AX)
 	VPBROADCASTD 64(BX), Y10
 	VPSIGNB Y8, Y10, Y10
 	VPMADDUBSW Y10, Y9, Y10
@@ -373,9 +519,9 @@ loop:
 	VPMADDUBSW Y13, Y9, Y13
 	VPMADDWD Y15, Y13, Y13
 	VPADDD Y13, Y7, Y7
-	VMOVDQU 320(AX), Y8
+	VPXOR 320(AX), Y14, Y8
 	VPABSB Y8, Y9
-	PREFETCHT0 4416(AX)
+	PREFETCHT0 4672(AX)
 	VPBROADCASTD 80(BX), Y10
 	VPSIGNB Y8, Y10, Y10
 	VPMADDUBSW Y10, Y9, Y10
@@ -396,9 +542,9 @@ loop:
 	VPMADDUBSW Y13, Y9, Y13
 	VPMADDWD Y15, Y13, Y13
 	VPADDD Y13, Y7, Y7
-	VMOVDQU 384(AX), Y8
+	VPXOR 384(AX), Y14, Y8
 	VPABSB Y8, Y9
-	PREFETCHT0 4480(AX)
+	PREFETCHT0 4736(AX)
 	VPBROADCASTD 96(BX), Y10
 	VPSIGNB Y8, Y10, Y10
 	VPMADDUBSW Y10, Y9, Y10
@@ -419,9 +565,9 @@ loop:
 	VPMADDUBSW Y13, Y9, Y13
 	VPMADDWD Y15, Y13, Y13
 	VPADDD Y13, Y7, Y7
-	VMOVDQU 448(AX), Y8
+	VPXOR 448(AX), Y14, Y8
 	VPABSB Y8, Y9
-	PREFETCHT0 4544(AX)
+	PREFETCHT0 4800(AX)
 	VPBROADCASTD 112(BX), Y10
 	VPSIGNB Y8, Y10, Y10
 	VPMADDUBSW Y10, Y9, Y10
@@ -443,25 +589,27 @@ loop:
 	VPMADDWD Y15, Y13, Y13
 	VPADDD Y13, Y7, Y7
 	VCVTPH2PS (DX), Y8
-	VBROADCASTSS 128(BX), Y10
+	VBROADCASTSS 144(BX), Y10
 	VMULPS Y8, Y10, Y10
 	VCVTDQ2PS Y4, Y4
 	VFMADD231PS Y4, Y10, Y0
-	VBROADCASTSS 132(BX), Y11
+	VBROADCASTSS 148(BX), Y11
 	VMULPS Y8, Y11, Y11
 	VCVTDQ2PS Y5, Y5
 	VFMADD231PS Y5, Y11, Y1
-	VBROADCASTSS 136(BX), Y12
+	VBROADCASTSS 152(BX), Y12
 	VMULPS Y8, Y12, Y12
 	VCVTDQ2PS Y6, Y6
 	VFMADD231PS Y6, Y12, Y2
-	VBROADCASTSS 140(BX), Y13
+	VBROADCASTSS 156(BX), Y13
 	VMULPS Y8, Y13, Y13
 	VCVTDQ2PS Y7, Y7
 	VFMADD231PS Y7, Y13, Y3
-	ADDQ $544, AX
-	ADDQ $544, DX
-	ADDQ $144, BX
+	ADDQ R8, AX
+	XORQ $64, R8
+	ADDQ R9, DX
+	XORQ $1024, R9
+	ADDQ $192, BX
 	DECQ CX
 	JNE loop
 	VMOVUPS Y0, (DI)
@@ -475,7 +623,26 @@ loop:
 	VZEROUPPER
 	RET
 
-// func avx2PanelF32x1(...), see avx2_amd64.go
+// func avx2Fetch(...), see the Go file
+TEXT ·avx2Fetch(SB), NOSPLIT, $0-32
+	MOVQ w+0(FP), AX
+	MOVQ step+8(FP), DX
+	MOVQ pieces+16(FP), CX
+	MOVQ n+24(FP), BX
+piece:
+	MOVQ AX, SI
+	MOVQ BX, DI
+line:
+	PREFETCHT1 (SI)
+	ADDQ $64, SI
+	DECQ DI
+	JNE line
+	ADDQ DX, AX
+	DECQ CX
+	JNE piece
+	RET
+
+// func avx2PanelF32x1(...), see the Go file
 TEXT ·avx2PanelF32x1(SB), NOSPLIT, $0-48
 	MOVQ w+0(FP), AX
 	MOVQ x+8(FP), BX
@@ -504,7 +671,7 @@ loop:
 	VZEROUPPER
 	RET
 
-// func avx2PanelF32x2(...), see avx2_amd64.go
+// func avx2PanelF32x2(...), see the Go file
 TEXT ·avx2PanelF32x2(SB), NOSPLIT, $0-48
 	MOVQ w+0(FP), AX
 	MOVQ x+8(FP), BX
@@ -543,7 +710,7 @@ loop:
 	VZEROUPPER
 	RET
 
-// func avx2PanelF32x4(...), see avx2_amd64.go
+// func avx2PanelF32x4(...), see the Go file
 TEXT ·avx2PanelF32x4(SB), NOSPLIT, $0-48
 	MOVQ w+0(FP), AX
 	MOVQ x+8(FP), BX
@@ -605,7 +772,7 @@ loop:
 	VZEROUPPER
 	RET
 
-// func avx2PanelF16x1(...), see avx2_amd64.go
+// func avx2PanelF16x1(...), see the Go file
 TEXT ·avx2PanelF16x1(SB), NOSPLIT, $0-48
 	MOVQ w+0(FP), AX
 	MOVQ x+8(FP), BX
@@ -634,7 +801,7 @@ loop:
 	VZEROUPPER
 	RET
 
-// func avx2PanelF16x2(...), see avx2_amd64.go
+// func avx2PanelF16x2(...), see the Go file
 TEXT ·avx2PanelF16x2(SB), NOSPLIT, $0-48
 	MOVQ w+0(FP), AX
 	MOVQ x+8(FP), BX
@@ -673,7 +840,7 @@ loop:
 	VZEROUPPER
 	RET
 
-// func avx2PanelF16x4(...), see avx2_amd64.go
+// func avx2PanelF16x4(...), see the Go file
 TEXT ·avx2PanelF16x4(SB), NOSPLIT, $0-48
 	MOVQ w+0(FP), AX
 	MOVQ x+8(FP), BX
@@ -735,7 +902,143 @@ loop:
 	VZEROUPPER
 	RET
 
-// func avx2Quantise(...), see avx2_amd64.go
+// func avx2PanelBF16x1(...), see the Go file
+TEXT ·avx2PanelBF16x1(SB), NOSPLIT, $0-48
+	MOVQ w+0(FP), AX
+	MOVQ x+8(FP), BX
+	MOVQ xStride+16(FP), DX
+	MOVQ n+24(FP), CX
+	MOVQ out+32(FP), DI
+	MOVQ stride+40(FP), SI
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+loop:
+	VPMOVZXWD (AX), Y8
+	VPMOVZXWD 16(AX), Y9
+	VPSLLD $16, Y8, Y8
+	VPSLLD $16, Y9, Y9
+	PREFETCHT0 2048(AX)
+	VBROADCASTSS (BX), Y10
+	VFMADD231PS Y8, Y10, Y0
+	VFMADD231PS Y9, Y10, Y1
+	ADDQ $32, AX
+	ADDQ $4, BX
+	DECQ CX
+	JNE loop
+	VADDPS (DI), Y0, Y0
+	VADDPS 32(DI), Y1, Y1
+	VMOVUPS Y0, (DI)
+	VMOVUPS Y1, 32(DI)
+	ADDQ SI, DI
+	VZEROUPPER
+	RET
+
+// func avx2PanelBF16x2(...), see the Go file
+TEXT ·avx2PanelBF16x2(SB), NOSPLIT, $0-48
+	MOVQ w+0(FP), AX
+	MOVQ x+8(FP), BX
+	MOVQ xStride+16(FP), DX
+	MOVQ n+24(FP), CX
+	MOVQ out+32(FP), DI
+	MOVQ stride+40(FP), SI
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+loop:
+	VPMOVZXWD (AX), Y8
+	VPMOVZXWD 16(AX), Y9
+	VPSLLD $16, Y8, Y8
+	VPSLLD $16, Y9, Y9
+	PREFETCHT0 2048(AX)
+	VBROADCASTSS (BX), Y10
+	VFMADD231PS Y8, Y10, Y0
+	VFMADD231PS Y9, Y10, Y1
+	VBROADCASTSS (BX)(DX*1), Y11
+	VFMADD231PS Y8, Y11, Y2
+	VFMADD231PS Y9, Y11, Y3
+	ADDQ $32, AX
+	ADDQ $4, BX
+	DECQ CX
+	JNE loop
+	VADDPS (DI), Y0, Y0
+	VADDPS 32(DI), Y1, Y1
+	VMOVUPS Y0, (DI)
+	VMOVUPS Y1, 32(DI)
+	ADDQ SI, DI
+	VADDPS (DI), Y2, Y2
+	VADDPS 32(DI), Y3, Y3
+	VMOVUPS Y2, (DI)
+	VMOVUPS Y3, 32(DI)
+	ADDQ SI, DI
+	VZEROUPPER
+	RET
+
+// func avx2PanelBF16x4(...), see the Go file
+TEXT ·avx2PanelBF16x4(SB), NOSPLIT, $0-48
+	MOVQ w+0(FP), AX
+	MOVQ x+8(FP), BX
+	MOVQ xStride+16(FP), DX
+	MOVQ n+24(FP), CX
+	MOVQ out+32(FP), DI
+	MOVQ stride+40(FP), SI
+	LEAQ (DX)(DX*2), R8
+	ADDQ BX, R8
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VXORPS Y6, Y6, Y6
+	VXORPS Y7, Y7, Y7
+loop:
+	VPMOVZXWD (AX), Y8
+	VPMOVZXWD 16(AX), Y9
+	VPSLLD $16, Y8, Y8
+	VPSLLD $16, Y9, Y9
+	PREFETCHT0 2048(AX)
+	VBROADCASTSS (BX), Y10
+	VFMADD231PS Y8, Y10, Y0
+	VFMADD231PS Y9, Y10, Y1
+	VBROADCASTSS (BX)(DX*1), Y11
+	VFMADD231PS Y8, Y11, Y2
+	VFMADD231PS Y9, Y11, Y3
+	VBROADCASTSS (BX)(DX*2), Y12
+	VFMADD231PS Y8, Y12, Y4
+	VFMADD231PS Y9, Y12, Y5
+	VBROADCASTSS (R8), Y13
+	VFMADD231PS Y8, Y13, Y6
+	VFMADD231PS Y9, Y13, Y7
+	ADDQ $32, AX
+	ADDQ $4, BX
+	ADDQ $4, R8
+	DECQ CX
+	JNE loop
+	VADDPS (DI), Y0, Y0
+	VADDPS 32(DI), Y1, Y1
+	VMOVUPS Y0, (DI)
+	VMOVUPS Y1, 32(DI)
+	ADDQ SI, DI
+	VADDPS (DI), Y2, Y2
+	VADDPS 32(DI), Y3, Y3
+	VMOVUPS Y2, (DI)
+	VMOVUPS Y3, 32(DI)
+	ADDQ SI, DI
+	VADDPS (DI), Y4, Y4
+	VADDPS 32(DI), Y5, Y5
+	VMOVUPS Y4, (DI)
+	VMOVUPS Y5, 32(DI)
+	ADDQ SI, DI
+	VADDPS (DI), Y6, Y6
+	VADDPS 32(DI), Y7, Y7
+	VMOVUPS Y6, (DI)
+	VMOVUPS Y7, 32(DI)
+	ADDQ SI, DI
+	VZEROUPPER
+	RET
+
+// func avx2Quantise(...), see the Go file
 TEXT ·avx2Quantise(SB), NOSPLIT, $0-48
 	MOVQ x+0(FP), SI
 	MOVQ nb+8(FP), CX
@@ -744,6 +1047,8 @@ TEXT ·avx2Quantise(SB), NOSPLIT, $0-48
 	MOVQ blockStride+32(FP), R9
 	XORQ R10, R10
 	VMOVUPS avx2Constants<>+480(SB), Y15
+	VMOVUPS avx2Constants<>+576(SB), Y14
+	VMOVUPS avx2Constants<>+608(SB), Y13
 	LEAQ (DX)(DX*2), R8
 loop:
 	VMOVUPS 0(SI), Y0
@@ -766,8 +1071,8 @@ loop:
 	VMOVD X4, AX
 	CMPL AX, $0x7f800000
 	JAE bad
-	VDIVSS avx2Constants<>+544(SB), X4, X6
-	VUCOMISS avx2Constants<>+576(SB), X6
+	VDIVSS avx2Constants<>+640(SB), X4, X6
+	VUCOMISS avx2Constants<>+672(SB), X6
 	JB zero
 	VMOVSS avx2Constants<>+352(SB), X5
 	VDIVSS X6, X5, X5
@@ -801,7 +1106,27 @@ store:
 	VPEXTRD $2, X1, (R11)(DX*1)
 	VPEXTRD $3, X0, (R11)(DX*2)
 	VPEXTRD $3, X1, (R11)(R8*1)
-	VMOVSS X6, (R11)(DX*4)
+	VPMADDUBSW X0, X14, X0
+	VPMADDUBSW X1, X14, X1
+	VPADDW X0, X1, X0
+	VPMADDWD X0, X13, X0
+	VPSHUFD $0xb1, X0, X1
+	VPADDD X0, X1, X0
+	VMOVD X0, AX
+	VPEXTRD $2, X0, R12
+	LEAQ (R11)(DX*4), R11
+	SHLL $16, R12
+	MOVWLZX AX, R13
+	ORL R12, R13
+	MOVL R13, (R11)(R8*1)
+	SARL $16, R12
+	ADDL R12, AX
+	VCVTSI2SSL AX, X5, X5
+	VMULSS X5, X6, X5
+	IMULL $-128, AX
+	MOVL AX, (R11)
+	VMOVSS X6, (R11)(DX*1)
+	VMOVSS X5, (R11)(DX*2)
 	ADDQ $128, SI
 	ADDQ R9, DI
 	DECQ CX
@@ -810,7 +1135,7 @@ store:
 	MOVQ R10, ret+40(FP)
 	RET
 
-// func avx2Sum(...), see avx2_amd64.go
+// func avx2Sum(...), see the Go file
 TEXT ·avx2Sum(SB), NOSPLIT, $0-24
 	MOVQ x+0(FP), SI
 	MOVQ n+8(FP), CX
@@ -834,7 +1159,7 @@ loop:
 	VZEROUPPER
 	RET
 
-// func avx2SumSquares(...), see avx2_amd64.go
+// func avx2SumSquares(...), see the Go file
 TEXT ·avx2SumSquares(SB), NOSPLIT, $0-24
 	MOVQ x+0(FP), SI
 	MOVQ n+8(FP), CX
@@ -862,7 +1187,7 @@ loop:
 	VZEROUPPER
 	RET
 
-// func avx2ExpSub(...), see avx2_amd64.go
+// func avx2ExpSub(...), see the Go file
 TEXT ·avx2ExpSub(SB), NOSPLIT, $0-32
 	MOVQ dst+0(FP), DI
 	MOVQ x+8(FP), SI
@@ -908,7 +1233,7 @@ loop:
 	VZEROUPPER
 	RET
 
-// func avx2SiluMul(...), see avx2_amd64.go
+// func avx2SiluMul(...), see the Go file
 TEXT ·avx2SiluMul(SB), NOSPLIT, $0-32
 	MOVQ dst+0(FP), DI
 	MOVQ gate+8(FP), SI
@@ -957,7 +1282,7 @@ loop:
 	VZEROUPPER
 	RET
 
-// func avx2Scale(...), see avx2_amd64.go
+// func avx2Scale(...), see the Go file
 TEXT ·avx2Scale(SB), NOSPLIT, $0-40
 	MOVQ dst+0(FP), DI
 	MOVQ x+8(FP), SI
@@ -977,7 +1302,7 @@ loop:
 	VZEROUPPER
 	RET
 
-// func avx2Divide(...), see avx2_amd64.go
+// func avx2Divide(...), see the Go file
 TEXT ·avx2Divide(SB), NOSPLIT, $0-32
 	MOVQ dst+0(FP), DI
 	MOVQ x+8(FP), SI
@@ -995,7 +1320,7 @@ loop:
 	VZEROUPPER
 	RET
 
-// func avx2Add(...), see avx2_amd64.go
+// func avx2Add(...), see the Go file
 TEXT ·avx2Add(SB), NOSPLIT, $0-24
 	MOVQ dst+0(FP), DI
 	MOVQ x+8(FP), SI
@@ -1011,7 +1336,7 @@ loop:
 	VZEROUPPER
 	RET
 
-// func avx2Fold(...), see avx2_amd64.go
+// func avx2Fold(...), see the Go file
 TEXT ·avx2Fold(SB), NOSPLIT, $0-40
 	MOVQ o+0(FP), DI
 	MOVQ c+8(FP), SI
@@ -1031,7 +1356,7 @@ loop:
 	VZEROUPPER
 	RET
 
-// func avx2Rotate(...), see avx2_amd64.go
+// func avx2Rotate(...), see the Go file
 TEXT ·avx2Rotate(SB), NOSPLIT, $0-40
 	MOVQ x0+0(FP), DI
 	MOVQ x1+8(FP), SI
@@ -1058,7 +1383,7 @@ loop:
 	VZEROUPPER
 	RET
 
-// func avx2RotateInterleaved(...), see avx2_amd64.go
+// func avx2RotateInterleaved(...), see the Go file
 TEXT ·avx2RotateInterleaved(SB), NOSPLIT, $0-32
 	MOVQ x+0(FP), DI
 	MOVQ cos+8(FP), AX
@@ -1088,7 +1413,7 @@ loop:
 	VZEROUPPER
 	RET
 
-// func avx2MaxFinite(...), see avx2_amd64.go
+// func avx2MaxFinite(...), see the Go file
 TEXT ·avx2MaxFinite(SB), NOSPLIT, $0-24
 	MOVQ x+0(FP), SI
 	MOVQ n+8(FP), CX
@@ -1109,7 +1434,7 @@ loop:
 	VZEROUPPER
 	RET
 
-// func avx2MulMax(...), see avx2_amd64.go
+// func avx2MulMax(...), see the Go file
 TEXT ·avx2MulMax(SB), NOSPLIT, $0-32
 	MOVQ x+0(FP), SI
 	MOVQ n+8(FP), CX
@@ -1128,7 +1453,7 @@ loop:
 	VZEROUPPER
 	RET
 
-// func avx2Narrow(...), see avx2_amd64.go
+// func avx2Narrow(...), see the Go file
 TEXT ·avx2Narrow(SB), NOSPLIT, $0-32
 	MOVQ dst+0(FP), DI
 	MOVQ x+8(FP), SI
@@ -1138,7 +1463,7 @@ TEXT ·avx2Narrow(SB), NOSPLIT, $0-32
 loop:
 	VMOVUPS (SI), Y0
 	VPAND Y15, Y0, Y2
-	VCMPPS $0x15, avx2Constants<>+608(SB), Y2, Y2
+	VCMPPS $0x15, avx2Constants<>+704(SB), Y2, Y2
 	VORPS Y2, Y1, Y1
 	VCVTPS2PH $0, Y0, (DI)
 	ADDQ $16, DI
@@ -1150,16 +1475,16 @@ loop:
 	MOVQ AX, ret+24(FP)
 	RET
 
-// func avx2Philox(...), see avx2_amd64.go
+// func avx2Philox(...), see the Go file
 TEXT ·avx2Philox(SB), NOSPLIT, $0-32
 	MOVQ dst+0(FP), DI
 	MOVQ n+8(FP), CX
 	MOVQ keys+16(FP), AX
 	MOVQ counter+24(FP), BX
 	VPBROADCASTD (BX), Y15
-	VPADDD avx2Constants<>+640(SB), Y15, Y15
-	VMOVDQU avx2Constants<>+704(SB), Y14
-	VMOVDQU avx2Constants<>+736(SB), Y13
+	VPADDD avx2Constants<>+736(SB), Y15, Y15
+	VMOVDQU avx2Constants<>+800(SB), Y14
+	VMOVDQU avx2Constants<>+832(SB), Y13
 loop:
 	VMOVDQA Y15, Y0
 	VPBROADCASTD 4(BX), Y1
@@ -1401,14 +1726,14 @@ loop:
 	VEXTRACTI128 $1, Y2, 96(DI)
 	VMOVDQU X3, 48(DI)
 	VEXTRACTI128 $1, Y3, 112(DI)
-	VPADDD avx2Constants<>+672(SB), Y15, Y15
+	VPADDD avx2Constants<>+768(SB), Y15, Y15
 	ADDQ $128, DI
 	DECQ CX
 	JNE loop
 	VZEROUPPER
 	RET
 
-// func avx2Screen(...), see avx2_amd64.go
+// func avx2Screen(...), see the Go file
 TEXT ·avx2Screen(SB), NOSPLIT, $0-40
 	MOVQ mask+0(FP), DI
 	MOVQ x+8(FP), SI
@@ -1416,8 +1741,8 @@ TEXT ·avx2Screen(SB), NOSPLIT, $0-40
 	MOVQ n+24(FP), CX
 	MOVQ best+32(FP), BX
 	VBROADCASTSS (BX), Y15
-	VMOVUPS avx2Constants<>+800(SB), Y14
-	VMOVUPS avx2Constants<>+768(SB), Y13
+	VMOVUPS avx2Constants<>+896(SB), Y14
+	VMOVUPS avx2Constants<>+864(SB), Y13
 loop:
 	VMOVDQU (DX), Y0
 	VPSRLD $1, Y0, Y0

@@ -3,12 +3,21 @@ package kernel
 // backend is one implementation of the inner loops. All give equal bits; lengths are the caller's business.
 type backend struct {
 	name string
+	wide int
 
-	// q8 multiplies 16 packed rows of nb blocks with a group of width tokens (1 or 4) in 8-bit form:
-	// out[t*stride+row].
-	q8 func(w, x []byte, nb, width int, out []float32, stride int)
-	// panel adds to out[t*stride+row] the chains of n <= 256 columns of 16 packed F32 or F16 rows, for 1, 2 or 4
-	// tokens whose values start at x[t*xStride].
+	// blocks continues the chains in out[t*stride+16*i+row] with nb blocks of 32 columns of up to 3 groups of 16
+	// packed rows, group i at w[i*step:], times a group of width tokens (1 or 4) in 8-bit form. Fresh chains start at +0,
+	// whatever out holds. cold tells that the weights come from memory.
+	blocks func(f Format, w []byte, step, groups int, x []byte, nb, width int, cold, fresh bool, out []float32, stride int)
+	// unpack, unless nil, writes nb blocks of 32 columns of 16 packed rows of f to dst in the form that blocks takes then;
+	// unpacked tells which.
+	unpack func(f Format, dst, src []byte, nb int)
+	// alone is blocks for one token and packed Q4_K, Q5_K and Q6_K; nil where unpack is.
+	alone func(f Format, w []byte, step, groups int, x []byte, nb int, out []float32)
+	// fetch brings n bytes of each of some pieces, step bytes apart, nearer to the core.
+	fetch func(w []byte, step, pieces, n int)
+	// panel adds to out[t*stride+row] the chains of n <= 256 columns of 16 packed F32, F16 or BF16 rows, for tokens whose
+	// values start at x[t*xStride]: 1, 2 or 4, or any number to wide if that is 8.
 	panel func(f Format, w []byte, n int, x []float32, xStride, tokens int, out []float32, stride int)
 	// quantise is quantisePortable: 8-bit form of one token into lane j of a group of width tokens.
 	quantise func(x []float32, dst []byte, j, width int) bool
@@ -37,7 +46,9 @@ type backend struct {
 
 var portable = &backend{
 	name:              "portable",
-	q8:                q8Portable,
+	wide:              4,
+	fetch:             func([]byte, int, int, int) {},
+	blocks:            blocksPortable,
 	panel:             panelPortable,
 	quantise:          quantisePortable,
 	sum:               sumPortable,

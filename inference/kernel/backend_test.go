@@ -135,6 +135,20 @@ func TestVectorLoops(t *testing.T) {
 	})
 }
 
+// TestExpLoop compares the exponential of each 997th float32 with Exp.
+func TestExpLoop(t *testing.T) {
+	var x, want []float32
+	for b := uint64(0); b < 1<<32; b += 997 {
+		v := math.Float32frombits(uint32(b))
+		x, want = append(x, v), append(want, Exp(v))
+	}
+	got := make([]float32, len(x))
+	each(t, func(t *testing.T) {
+		active().expSub(got, x, 0)
+		compare(t, "exp", got, want)
+	})
+}
+
 func TestQuantiseLoop(t *testing.T) {
 	each(t, func(t *testing.T) {
 		b, r := active(), newRand(t)
@@ -167,7 +181,7 @@ func TestQuantiseLoop(t *testing.T) {
 				}
 			}
 			for _, width := range []int{1, 4} {
-				got, want := make([]byte, nb*36*width), make([]byte, nb*36*width)
+				got, want := make([]byte, nb*actBlock*width), make([]byte, nb*actBlock*width)
 				for j := range width {
 					g, w := b.quantise(x, got, j, width), quantisePortable(x, want, j, width)
 					if g != w {
@@ -178,11 +192,31 @@ func TestQuantiseLoop(t *testing.T) {
 					if got[i] != want[i] {
 						t.Fatalf("width %d: byte %d of %d is %d, want %d", width, i, len(got), got[i], want[i])
 					}
-					if i%(36*width) < 32*width && got[i] == 0x80 {
+					if i%(actBlock*width) < 32*width && got[i] == 0x80 {
 						t.Fatal("quantised to -128")
 					}
 				}
 			}
+		}
+	})
+}
+
+func TestVectorLoopsAllocateNothing(t *testing.T) {
+	each(t, func(t *testing.T) {
+		r := newRand(t)
+		x, y, q := values(r, 999, false), values(r, 999, false), make([]byte, 31*actBlock)
+		n := testing.AllocsPerRun(20, func() {
+			RMSNorm(y, x, x, 1e-6)
+			SiLUMul(y, x, y)
+			Add(y, x)
+			b := active()
+			b.expSub(y, x, b.mulMax(y, 0.5))
+			b.divide(y, y, b.sum(y))
+			b.fold(y, x, 2, 3)
+			b.quantise(x[:31*32], q, 0, 1)
+		})
+		if n >= 1 {
+			t.Errorf("%v allocations", n)
 		}
 	})
 }

@@ -3,6 +3,8 @@ package kernel
 import (
 	"fmt"
 	"testing"
+	"time"
+	"unsafe"
 )
 
 // bench runs f for each backend and reports work per second: bytes of weights and multiply-adds of one call.
@@ -30,18 +32,26 @@ func bench(b *testing.B, name string, bytes, macs float64, f func()) {
 	}
 }
 
-// BenchmarkStream adds up 256 MB: what the memory gives one thread.
-func BenchmarkStream(b *testing.B) {
-	x := make([]float32, 64<<20)
-	for i := range x {
-		x[i] = 1
+// roof gives the bytes per second that threads read when they add up 256 MB of touched float32, the best of five times.
+func roof(p *Pool, x []float32) float64 {
+	best := 0.0
+	for range 5 {
+		begin := time.Now()
+		p.Run(len(x)/segment, 16, func(lo, hi int) { active().sum(x[lo*segment : hi*segment]) })
+		best = max(best, 4*float64(len(x))/time.Since(begin).Seconds())
 	}
-	bench(b, "sum", 256<<20, 0, func() { active().sum(x) })
+	return best
 }
 
-// BenchmarkDecode multiplies one token with 256 MB of weights, more than any cache holds.
+// BenchmarkDecode multiplies one token with 256 MB of weights, more than any cache holds. roof is what a plain stream reads
+// just before.
 func BenchmarkDecode(b *testing.B) {
 	r := newRand(b)
+	stream := make([]float32, 64<<20)
+	for i := range stream {
+		stream[i] = 1
+	}
+	hugePages(unsafe.Slice((*byte)(unsafe.Pointer(&stream[0])), 4*len(stream)))
 	for _, f := range []Format{Q8_0, F16, F32} {
 		const cols, n = 896, 8
 		rows := 256 << 20 / n / (cols * f.BlockBytes() / f.BlockSize())
@@ -60,6 +70,11 @@ func BenchmarkDecode(b *testing.B) {
 			for _, threads := range []int{1, 2} {
 				p := NewPool(threads)
 				var a Activations
+				b.Run(fmt.Sprintf("roof/%dthr", threads), func(b *testing.B) {
+					for b.Loop() {
+						b.ReportMetric(roof(p, stream)/1e9, "GB/s")
+					}
+				})
 				bench(b, fmt.Sprintf("%v/%dtok/%dthr", f, tokens, threads), float64(n*len(data)), float64(n*rows*cols*tokens), func() {
 					for _, w := range ws {
 						a.Set(x, tokens, cols)
@@ -127,7 +142,7 @@ func BenchmarkAttention(b *testing.B) {
 		q := []Query{{Cache: c, Position: n - 1, Q: values(r, 896, false), Out: make([]float32, 896)}}
 		for _, threads := range []int{1, 2} {
 			p := NewPool(threads)
-			bench(b, fmt.Sprintf("%d/%dthr", n, threads), 0, float64(2*n*896), func() { p.Attention(q, 14, 0.125) })
+			bench(b, fmt.Sprintf("%d/%dthr", n, threads), 0, float64(2*n*896), func() { p.Attention(q, 14, 0.125, 0) })
 			p.Close()
 		}
 	}
@@ -140,7 +155,7 @@ func BenchmarkVector(b *testing.B) {
 	bench(b, "RMSNorm/896", 896*4, 0, func() { RMSNorm(dst[:896], x[:896], w[:896], 1e-6) })
 	bench(b, "SiLUMul/4864", 4864*4, 0, func() { SiLUMul(dst, x, y) })
 	bench(b, "Add/896", 896*4, 0, func() { Add(dst[:896], x[:896]) })
-	q := make([]byte, 4864/32*36)
+	q := make([]byte, 4864/32*actBlock)
 	bench(b, "quantise/4864", 4864*4, 0, func() { active().quantise(x, q, 0, 1) })
 	rope := Rope{Frequencies: Frequencies(1e6, 64, nil)}
 	angles := make([]float32, 64)

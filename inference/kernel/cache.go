@@ -13,14 +13,26 @@ const chunk = 256
 const maxHeadDim = panelCols
 
 // Cache holds the keys and values of one sequence in one layer, in pages of 256 positions that are made when first
-// stored to. Store must not run together with other uses; reading is safe from several goroutines.
+// stored to, unless they were attached before. Store must not run together with other uses; reading is safe from several
+// goroutines.
 type Cache struct {
 	format  Format // F16 or F32
 	heads   int
 	dim     int
-	keys    [][]byte // page: for each head, 16 groups of [dim][16 positions]
-	values  [][]byte // page: for each head, groups of [256 positions][16 dimensions]
+	pages   []*Page
 	narrowK []uint16
+}
+
+// Page is the memory of 256 positions. Several caches may have it; then none of them stores to it.
+type Page struct {
+	keys   []byte // for each head, 16 groups of [dim][16 positions]
+	values []byte // for each head, groups of [256 positions][16 dimensions]
+}
+
+// Copy makes p equal to another page of the same shape.
+func (p *Page) Copy(from *Page) {
+	copy(p.keys, from.keys)
+	copy(p.values, from.values)
 }
 
 // NewCache makes an empty cache for kvHeads heads of headDim values, stored as F16 or F32.
@@ -44,18 +56,25 @@ func (c *Cache) valueBytes() int {
 func (c *Cache) PageBytes() int { return c.heads * (c.keyBytes() + c.valueBytes()) }
 
 // Bytes is the memory in use.
-func (c *Cache) Bytes() int { return len(c.keys) * c.PageBytes() }
+func (c *Cache) Bytes() int { return len(c.pages) * c.PageBytes() }
+
+// NewPage makes a page of this cache's shape, which belongs to no cache yet.
+func (c *Cache) NewPage() *Page {
+	return &Page{keys: make([]byte, c.heads*c.keyBytes()), values: make([]byte, c.heads*c.valueBytes())}
+}
+
+// Attach makes a page the next 256 positions; what they hold is stored already, or will be before it is read.
+func (c *Cache) Attach(p *Page) { c.pages = append(c.pages, p) }
 
 // Store rounds the keys (after RoPE) and values of a position, heads*headDim each, to the stored format. It may
 // overwrite. ErrNumeric reports a value that the format does not hold.
 func (c *Cache) Store(position int, k, v []float32) error {
 	n := c.heads * c.dim
 	k, v = k[:n], v[:n]
-	for len(c.keys) <= position/chunk {
-		c.keys = append(c.keys, make([]byte, c.heads*c.keyBytes()))
-		c.values = append(c.values, make([]byte, c.heads*c.valueBytes()))
+	for len(c.pages) <= position/chunk {
+		c.Attach(c.NewPage())
 	}
-	keys, values, at := c.keys[position/chunk], c.values[position/chunk], position%chunk
+	keys, values, at := c.pages[position/chunk].keys, c.pages[position/chunk].values, position%chunk
 	if c.format == F32 {
 		if !Finite(k) || !Finite(v) {
 			return fmt.Errorf("store position %d: %w", position, ErrNumeric)
@@ -76,9 +95,16 @@ func (c *Cache) Store(position int, k, v []float32) error {
 	}
 	for h := range c.heads {
 		kh, vh := keys[h*c.keyBytes():][:c.keyBytes()], values[h*c.valueBytes():][:c.valueBytes()]
-		for d := range c.dim {
-			binary.LittleEndian.PutUint16(kh[2*c.keyAt(at, d):], nk[h*c.dim+d])
-			binary.LittleEndian.PutUint16(vh[2*c.valueAt(at, d):], nv[h*c.dim+d])
+		i := 2 * c.keyAt(at, 0)
+		for _, x := range nk[h*c.dim:][:c.dim] {
+			binary.LittleEndian.PutUint16(kh[i:], x)
+			i += 2 * lanes
+		}
+		for d := 0; d < c.dim; d += lanes {
+			dst := vh[2*c.valueAt(at, d):][:2*lanes]
+			for j, x := range nv[h*c.dim+d:][:min(lanes, c.dim-d)] {
+				binary.LittleEndian.PutUint16(dst[2*j:], x)
+			}
 		}
 	}
 	return nil
@@ -97,17 +123,17 @@ func (c *Cache) valueAt(position, d int) int {
 // Clone copies the pages that hold the first n positions into a new cache.
 func (c *Cache) Clone(n int) *Cache {
 	d := &Cache{format: c.format, heads: c.heads, dim: c.dim, narrowK: make([]uint16, len(c.narrowK))}
-	for i := range min((n+chunk-1)/chunk, len(c.keys)) {
-		d.keys = append(d.keys, append([]byte(nil), c.keys[i]...))
-		d.values = append(d.values, append([]byte(nil), c.values[i]...))
+	for _, p := range c.pages[:min((n+chunk-1)/chunk, len(c.pages))] {
+		q := d.NewPage()
+		q.Copy(p)
+		d.Attach(q)
 	}
 	return d
 }
 
-// Truncate frees the pages past the first n positions.
+// Truncate lets go of the pages past the first n positions.
 func (c *Cache) Truncate(n int) {
-	pages := min((n+chunk-1)/chunk, len(c.keys))
-	clear(c.keys[pages:])
-	clear(c.values[pages:])
-	c.keys, c.values = c.keys[:pages], c.values[:pages]
+	pages := min((n+chunk-1)/chunk, len(c.pages))
+	clear(c.pages[pages:])
+	c.pages = c.pages[:pages]
 }

@@ -1,7 +1,7 @@
 // Package kernel is the arithmetic of the exact class: every operation has one defined result, bit for bit, whatever
 // instruction set, number of threads, batch or tile computes it. docs/numerics.md is the definition; Contract names
-// its version. Two backends exist, portable Go and AVX2, chosen at run time, and each is checked against the other and
-// against golden vectors (SelfTest).
+// its version. Backends exist in portable Go, AVX2 and AVX-512 with VNNI, chosen at run time, and each is checked
+// against the others and against golden vectors (SelfTest).
 //
 // The package knows nothing of models: it offers matrices in the formats of GGUF files, activations, a pool of
 // workers, the vector operations of a transformer, a cache of keys and values with attention, and sampling.
@@ -12,6 +12,7 @@ package kernel
 import (
 	"errors"
 	"fmt"
+	"os"
 	"sync/atomic"
 )
 
@@ -39,9 +40,26 @@ func active() *backend {
 	if b := current.Load(); b != nil {
 		return b
 	}
-	b := backends()[0]
+	b, err := find(os.Getenv(Variable))
+	if err != nil {
+		b = backends()[0]
+	}
 	current.CompareAndSwap(nil, b)
 	return current.Load()
+}
+
+// Variable names the environment variable that selects the backend a process starts with, for comparisons. A name that
+// this machine does not have is passed over.
+const Variable = "MESH_KERNEL"
+
+// find returns the backend of a name, the fastest for "".
+func find(name string) (*backend, error) {
+	for _, b := range backends() {
+		if name == "" || b.name == name {
+			return b, nil
+		}
+	}
+	return nil, fmt.Errorf("select kernel backend %q: this machine has %v", name, Backends())
 }
 
 // Backends lists the backends that run on this machine, fastest first. "portable" is always the last.
@@ -58,11 +76,9 @@ func Backend() string { return active().name }
 
 // Use selects a backend for the whole process; "" selects the fastest. Results do not depend on it.
 func Use(name string) error {
-	for _, b := range backends() {
-		if name == "" || b.name == name {
-			current.Store(b)
-			return nil
-		}
+	b, err := find(name)
+	if err == nil {
+		current.Store(b)
 	}
-	return fmt.Errorf("select kernel backend %q: this machine has %v", name, Backends())
+	return err
 }

@@ -29,6 +29,15 @@ func weights(r *rand.Rand, f Format, rows, cols int, edge bool) []byte {
 			}
 			data = binary.LittleEndian.AppendUint16(data, h)
 		}
+	case BF16:
+		for _, v := range values(r, rows*cols, false) {
+			if edge && r.IntN(3) == 0 {
+				v *= 0x1p-120
+			}
+			data = binary.LittleEndian.AppendUint16(data, uint16(math.Float32bits(v)>>16))
+		}
+	case Q4_0, Q4_K, Q5_K, Q6_K:
+		return blockWeights(r, f, rows*cols, edge)
 	case Q8_0:
 		for range rows * cols / 32 {
 			d := uint16(0x1000 | r.IntN(0x0fff))
@@ -49,29 +58,19 @@ func weights(r *rand.Rand, f Format, rows, cols int, edge bool) []byte {
 	return data
 }
 
-// product is the definition of one output, on row-major data.
+// product is the definition of one output of a float format, on row-major data.
 func product(f Format, row []byte, x []float32) float32 {
 	var total float32
-	if f == Q8_0 {
-		for b := 0; b < len(x); b += 32 {
-			blk := row[b/32*34:][:34]
-			q, d := quantiseBlock(x[b : b+32])
-			var dot int32
-			for i, v := range q {
-				dot += int32(int8(blk[2+i])) * v
-			}
-			s := float32(F16ToF32(binary.LittleEndian.Uint16(blk)) * d)
-			total = fmaOdd(float32(dot), s, total)
-		}
-		return total
-	}
 	for c := 0; c < len(x); c += 256 {
 		var acc float32
 		for k := c; k < min(c+256, len(x)); k++ {
 			var w float32
-			if f == F32 {
+			switch f {
+			case F32:
 				w = math.Float32frombits(binary.LittleEndian.Uint32(row[4*k:]))
-			} else {
+			case BF16:
+				w = math.Float32frombits(uint32(row[2*k])<<16 | uint32(row[2*k+1])<<24)
+			default:
 				w = F16ToF32(binary.LittleEndian.Uint16(row[2*k:]))
 			}
 			acc = fmaOdd(w, x[k], acc)
@@ -97,9 +96,11 @@ func quantiseBlock(x []float32) (q [32]int32, d float32) {
 	return q, d
 }
 
+var allFormats = []Format{F32, F16, BF16, Q8_0, Q4_0, Q4_K, Q5_K, Q6_K}
+
 func TestMatMul(t *testing.T) {
 	each(t, func(t *testing.T) {
-		for _, f := range []Format{F32, F16, Q8_0} {
+		for _, f := range allFormats {
 			t.Run(f.String(), func(t *testing.T) { testMatMul(t, f) })
 		}
 	})
@@ -114,7 +115,10 @@ func testMatMul(t *testing.T, f Format) {
 		pools = append(pools, p)
 	}
 	shapes := [][3]int{{1, 32, 1}, {16, 32, 2}, {17, 64, 3}, {31, 96, 4}, {32, 256, 5}, {50, 288, 6}, {129, 544, 9}, {32, 4864, 3}, {128, 896, 9}}
-	if f != Q8_0 {
+	switch f.BlockSize() {
+	case 256:
+		shapes = [][3]int{{1, 256, 1}, {16, 256, 2}, {17, 512, 3}, {31, 768, 4}, {32, 256, 5}, {50, 1024, 6}, {65, 1280, 9}, {17, 4864, 3}, {48, 2304, 5}}
+	case 1:
 		shapes = append(shapes, [3]int{19, 1, 4}, [3]int{33, 255, 7}, [3]int{16, 257, 2}, [3]int{48, 513, 1})
 	}
 	for i, s := range shapes {
@@ -128,9 +132,18 @@ func testMatMul(t *testing.T, f Format) {
 		}
 		want := make([]float32, tokens*rows)
 		rb := len(data) / rows
-		for t := range tokens {
-			for row := range rows {
-				want[t*rows+row] = product(f, data[row*rb:][:rb], x[t*cols:][:cols])
+		var file []fileValue
+		for row := range rows {
+			src := data[row*rb:][:rb]
+			if f.quantised() {
+				file = fileRow(f, src)
+			}
+			for t := range tokens {
+				if x := x[t*cols:][:cols]; f.quantised() {
+					want[t*rows+row], _, _ = blockProduct(f, file, x)
+				} else {
+					want[t*rows+row] = product(f, src, x)
+				}
 			}
 		}
 		raw, err := NewMatrix(f, rows, cols, data)
@@ -160,6 +173,9 @@ func testMatMul(t *testing.T, f Format) {
 			row := make([]float32, cols)
 			for i := range rows {
 				w.Row(i, row)
+				if f.quantised() {
+					file = fileRow(f, data[i*rb:][:rb])
+				}
 				for c, v := range row {
 					var u float32
 					switch f {
@@ -167,9 +183,10 @@ func testMatMul(t *testing.T, f Format) {
 						u = math.Float32frombits(binary.LittleEndian.Uint32(data[i*rb+4*c:]))
 					case F16:
 						u = F16ToF32(binary.LittleEndian.Uint16(data[i*rb+2*c:]))
-					case Q8_0:
-						b := data[i*rb+c/32*34:]
-						u = F16ToF32(binary.LittleEndian.Uint16(b)) * float32(int8(b[2+c%32]))
+					case BF16:
+						u = math.Float32frombits(uint32(binary.LittleEndian.Uint16(data[i*rb+2*c:])) << 16)
+					default:
+						u = file[c].weight(f)
 					}
 					if !sameBits(u, v) {
 						t.Fatalf("%v row %d, column %d: %x, want %x", s, i, c, v, u)
@@ -228,12 +245,12 @@ func TestMatMulAllocatesNothing(t *testing.T) {
 		defer p.Close()
 		r := newRand(t)
 		var a Activations
-		x, dst := values(r, 5*64, false), make([]float32, 5*50)
-		for _, f := range []Format{F32, F16, Q8_0} {
-			w, _ := NewMatrix(f, 50, 64, weights(r, f, 50, 64, false))
+		x, dst := values(r, 5*256, false), make([]float32, 5*50)
+		for _, f := range allFormats {
+			w, _ := NewMatrix(f, 50, 256, weights(r, f, 50, 256, false))
 			w.Pack()
 			n := testing.AllocsPerRun(50, func() {
-				a.Set(x, 5, 64)
+				a.Set(x, 5, 256)
 				if err := p.MatMul(dst, w, &a); err != nil {
 					t.Fatal(err)
 				}
@@ -243,4 +260,62 @@ func TestMatMulAllocatesNothing(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestQ8EveryLength compares the assembly with portable Go for each number of blocks, with rows, tokens and threads of all
+// kinds. Every fifth matrix holds nothing but -128.
+func TestQ8EveryLength(t *testing.T) {
+	r := newRand(t)
+	var pools []*Pool
+	for _, n := range []int{1, 2, 4} {
+		p := NewPool(n)
+		defer p.Close()
+		pools = append(pools, p)
+	}
+	before := Backend()
+	defer Use(before)
+	for nb := 1; nb <= 152; nb++ {
+		rows, tokens := 1+r.IntN(70), 1+r.IntN(10)
+		if nb > 60 {
+			tokens = 1 + r.IntN(5)
+		}
+		data := weights(r, Q8_0, rows, 32*nb, nb%2 == 0)
+		for i := range data {
+			if nb%5 == 0 && i%34 > 1 {
+				data[i] = 0x80
+			}
+		}
+		w, err := NewMatrix(Q8_0, rows, 32*nb, data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.Pack()
+		x := values(r, tokens*32*nb, false)
+		if nb%5 == 0 { // the largest sums
+			for i := range x {
+				x[i] = 127
+			}
+		}
+		var want []float32
+		for i := len(backends()) - 1; i >= 0; i-- {
+			if err := Use(backends()[i].name); err != nil {
+				t.Fatal(err)
+			}
+			for j, p := range pools {
+				got := make([]float32, rows*tokens)
+				var a Activations
+				a.Set(x, tokens, 32*nb)
+				if err := p.MatMul(got, w, &a); err != nil {
+					t.Fatal(err)
+				}
+				if want == nil {
+					want = got
+				}
+				compare(t, fmt.Sprintf("%s, %d threads, %d x %d, %d tokens", Backend(), p.Threads(), rows, 32*nb, tokens), got, want)
+				if i == len(backends())-1 && j == 0 {
+					break
+				}
+			}
+		}
+	}
 }

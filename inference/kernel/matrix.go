@@ -4,40 +4,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
+	"unsafe"
 )
-
-// Format is how a matrix stores its weights.
-type Format uint8
-
-// The formats of contract mk1.
-const (
-	F32  Format = iota // 4 bytes a weight
-	F16                // 2 bytes a weight, IEEE binary16
-	Q8_0               // blocks of 32: a binary16 scale, then 32 signed bytes
-)
-
-var formats = [...]struct {
-	name        string
-	block, size int
-}{F32: {"F32", 1, 4}, F16: {"F16", 1, 2}, Q8_0: {"Q8_0", 32, 34}}
-
-func (f Format) String() string {
-	if int(f) >= len(formats) {
-		return fmt.Sprintf("Format(%d)", uint8(f))
-	}
-	return formats[f].name
-}
-
-// BlockSize is the number of weights in a block, 0 for an unknown format.
-func (f Format) BlockSize() int {
-	if int(f) >= len(formats) {
-		return 0
-	}
-	return formats[f].block
-}
-
-// BlockBytes is the number of bytes of a block.
-func (f Format) BlockBytes() int { return formats[f].size }
 
 // lanes is the number of rows that the packed layout interleaves.
 const lanes = 16
@@ -65,6 +33,32 @@ func NewMatrix(f Format, rows, cols int, data []byte) (*Matrix, error) {
 	return &Matrix{format: f, rows: rows, cols: cols, raw: data}, nil
 }
 
+// PackedLayout numbers the layout of packed weights, which all backends share. It is raised with every change of it,
+// so that what was packed before is not taken for what it is not.
+const PackedLayout = 1
+
+// PackedAlign is where packed weights have to start in memory, in bytes: kernels read whole cache lines of them.
+const PackedAlign = 64
+
+// NewPacked wraps what PackedBytes of a matrix of equal format and size returned, without copying it. packed must stay
+// unchanged for ever and start at a multiple of PackedAlign.
+func NewPacked(f Format, rows, cols int, packed []byte) (*Matrix, error) {
+	if f.BlockSize() == 0 || rows <= 0 || cols <= 0 || cols%f.BlockSize() != 0 {
+		return nil, fmt.Errorf("make packed matrix: %d x %d weights do not fit format %v", rows, cols, f)
+	}
+	m := &Matrix{format: f, rows: rows, cols: cols, packed: packed}
+	if len(packed)%m.groups() != 0 || len(packed)/m.groups() != m.groupBytes() {
+		return nil, fmt.Errorf("make packed matrix: %d x %d weights in %v do not fit %d bytes", rows, cols, f, len(packed))
+	}
+	if uintptr(unsafe.Pointer(unsafe.SliceData(packed)))%PackedAlign != 0 {
+		return nil, fmt.Errorf("make packed matrix: it does not start at a multiple of %d bytes", PackedAlign)
+	}
+	return m, nil
+}
+
+// PackedBytes is the packed layout, nil before Pack. It must not be changed.
+func (m *Matrix) PackedBytes() []byte { return m.packed }
+
 // Format tells how the weights are stored.
 func (m *Matrix) Format() Format { return m.format }
 
@@ -79,6 +73,12 @@ func (m *Matrix) Packed() bool { return m.packed != nil }
 
 func (m *Matrix) rowBytes() int { return m.cols / m.format.BlockSize() * m.format.BlockBytes() }
 
+// groupBytes is the size of a packed group of 16 rows.
+func (m *Matrix) groupBytes() int {
+	cols, size := m.format.unit()
+	return (m.cols + cols - 1) / cols * size * lanes
+}
+
 func (m *Matrix) groups() int { return (m.rows + lanes - 1) / lanes }
 
 // Pack copies the weights into the layout that products are fast in and forgets the original data. Results do not
@@ -87,57 +87,81 @@ func (m *Matrix) Pack() {
 	if m.packed != nil {
 		return
 	}
-	size := m.rowBytes() * lanes
+	size := m.groupBytes()
 	packed := make([]byte, m.groups()*size)
+	hugePages(packed)
 	for g := range m.groups() {
 		m.packGroup(packed[g*size:(g+1)*size], g)
 	}
 	m.packed, m.raw = packed, nil
 }
 
-// packGroup writes rows 16g to 16g+15 interleaved: for F32 and F16 column by column, 16 weights each; for Q8_0 block by
-// block, 8 x (16 rows x 4 bytes), then 16 scales. Rows past the last are zero.
+// packGroup writes rows 16g to 16g+15 interleaved: float formats column by column, 16 weights each, the others block by
+// block as packBlock does. Rows past the last are zero.
 func (m *Matrix) packGroup(dst []byte, g int) {
-	rb := m.rowBytes()
 	n := min(lanes, m.rows-g*lanes)
-	if n < lanes {
+	if cols, _ := m.format.unit(); n < lanes || m.cols%cols != 0 {
 		clear(dst)
 	}
+	rb := m.rowBytes()
 	for r := range n {
-		src := m.raw[(g*lanes+r)*rb:][:rb]
-		switch m.format {
-		case F32:
-			for i, o := 0, 4*r; i < len(src); i, o = i+4, o+4*lanes {
-				binary.LittleEndian.PutUint32(dst[o:], binary.LittleEndian.Uint32(src[i:]))
-			}
-		case F16:
-			for i, o := 0, 2*r; i < len(src); i, o = i+2, o+2*lanes {
-				binary.LittleEndian.PutUint16(dst[o:], binary.LittleEndian.Uint16(src[i:]))
-			}
-		case Q8_0:
-			for d := dst; len(src) > 0; src, d = src[34:], d[544:] {
-				s, d := src[:34:34], d[:544:544]
-				binary.LittleEndian.PutUint16(d[512+2*r:], binary.LittleEndian.Uint16(s))
-				for q := range 8 {
-					binary.LittleEndian.PutUint32(d[q*64+r*4:], binary.LittleEndian.Uint32(s[2+4*q:]))
-				}
-			}
+		if m.format == Q8_0 {
+			packQ8(dst[4*r:], dst[1024+2*r:], m.raw[(g*lanes+r)*rb:][:rb])
+			continue
+		}
+		m.packRow(dst, g*lanes+r, r, lanes)
+	}
+}
+
+// packQ8 is packRow for Q8_0 and 16 rows, which starting a host spends most of its time in: weights and scales of a lane.
+func packQ8(weights, scales, src []byte) {
+	for b := 0; len(src) >= 34; b++ {
+		s := src[:34:34]
+		d := weights[b/2*1088+b%2*512:][:452]
+		for q := range 8 {
+			binary.LittleEndian.PutUint32(d[64*q:][:4], binary.LittleEndian.Uint32(s[2+4*q:])^q8Flip)
+		}
+		copy(scales[b/2*1088+b%2*32:][:2], s)
+		src = src[34:]
+	}
+}
+
+// packRow writes row i as lane r of n. Float weights are n apart.
+func (m *Matrix) packRow(dst []byte, i, r, n int) {
+	rb := m.rowBytes()
+	src := m.raw[i*rb:][:rb]
+	switch m.format {
+	case F32:
+		for i, o := 0, 4*r; i < len(src); i, o = i+4, o+4*n {
+			binary.LittleEndian.PutUint32(dst[o:], binary.LittleEndian.Uint32(src[i:]))
+		}
+	case F16, BF16:
+		for i, o := 0, 2*r; i < len(src); i, o = i+2, o+2*n {
+			binary.LittleEndian.PutUint16(dst[o:], binary.LittleEndian.Uint16(src[i:]))
+		}
+	default:
+		size := m.format.BlockBytes()
+		cols, unit := m.format.unit()
+		per := cols / m.format.BlockSize()
+		for b := 0; len(src) > 0; b, src = b+1, src[size:] {
+			packBlock(m.format, dst[b/per*unit*n:][:unit*n], src[:size], b%per, r, n)
 		}
 	}
 }
 
-// Row widens row i into dst, cols long. A Q8_0 weight is its scale times the integer, rounded once.
+// Row widens row i into dst, cols long: the scale times the integer, and where the format has a minimum less that, each
+// weight rounded once.
 func (m *Matrix) Row(i int, dst []float32) {
 	if i < 0 || i >= m.rows {
 		panic(fmt.Sprintf("kernel: row %d of %d", i, m.rows))
 	}
 	dst = dst[:m.cols]
-	// base, step: where weight j of a float format lies; a Q8_0 block is found by its own rule.
+	// weight j of a float format lies at base + j*n + r
 	src, r, n := m.raw, 0, 1
 	base := i * m.rowBytes()
 	if m.packed != nil {
 		src, r, n = m.packed, i%lanes, lanes
-		base = i / lanes * lanes * m.rowBytes()
+		base = i / lanes * m.groupBytes()
 	}
 	switch m.format {
 	case F32:
@@ -148,19 +172,33 @@ func (m *Matrix) Row(i int, dst []float32) {
 		for j := range dst {
 			dst[j] = F16ToF32(binary.LittleEndian.Uint16(src[base+2*(j*n+r):]))
 		}
-	case Q8_0:
-		for b := range m.cols / 32 {
-			blk := src[base+b*34*n:][:34*n]
-			scale, quads := blk, blk[2:]
-			if n == lanes {
-				scale, quads = blk[512+2*r:], blk[4*r:]
+	case BF16:
+		for j := range dst {
+			dst[j] = bf16ToF32(binary.LittleEndian.Uint16(src[base+2*(j*n+r):]))
+		}
+	default:
+		m.widenBlocks(dst, src[base:], r, n)
+	}
+}
+
+// widenBlocks is Row for formats in blocks: lane r of n of a packed group, or of raw data where n is 1.
+func (m *Matrix) widenBlocks(dst []float32, src []byte, r, n int) {
+	cols, size := m.format.unit()
+	var one [210]byte // the largest packed block of a single row
+	for c := 0; c < m.cols; c += cols {
+		blk := one[:size]
+		if n == 1 {
+			per, file := m.format.BlockSize(), m.format.BlockBytes()
+			for s := 0; s*per < min(cols, m.cols-c); s++ {
+				packBlock(m.format, blk, src[(c/per+s)*file:][:file], s, 0, 1)
 			}
-			d := F16ToF32(binary.LittleEndian.Uint16(scale))
-			for q := range 8 {
-				for k := range 4 {
-					dst[b*32+q*4+k] = float32(d * float32(int8(quads[q*4*n+k])))
-				}
-			}
+		} else {
+			blk = src[c/cols*size*n:][:size*n]
+		}
+		var p piece
+		for s := 0; s*32 < min(cols, m.cols-c); s++ {
+			p.open(m.format, blk, s, r, n)
+			p.widen(dst[c+32*s:][:32])
 		}
 	}
 }

@@ -4,15 +4,17 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // Pool is a set of persistent workers that share the work of one operation at a time. The caller works too, so a pool
 // of n threads has n-1 goroutines. Workers look for work for a few microseconds after an operation and then sleep: a
 // pool at rest costs nothing, and a worker that the system does not run delays nobody, because work is taken in pieces.
-// A Pool may be used from several goroutines; they take turns.
+// Sleeping workers are woken once the caller has worked alone for longer than waking costs: short operations of small
+// models come and go without. A Pool may be used from several goroutines; they take turns.
 type Pool struct {
 	threads int
-	mu      sync.Mutex // held during an operation; guards the task fields and task
+	mu      sync.Mutex // held during an operation; guards the task fields, task and alone
 
 	// state is generation<<40 | pieces<<20 | next piece. A worker owns a piece once it has raised next by a
 	// compare-and-swap, and only then reads the fields of the operation.
@@ -28,6 +30,7 @@ type Pool struct {
 	closing  atomic.Bool
 
 	task     task
+	alone    time.Duration // that the caller worked on shared operations while workers slept, since they were woken
 	items    int
 	grain    int
 	scratch  []workerScratch // one for each thread
@@ -40,15 +43,16 @@ type Pool struct {
 }
 
 type task interface {
-	// do works on items lo to hi-1 with the scratch of a worker.
+	// do works on items lo to hi-1 with the scratch of a worker. It must not wait for another piece.
 	do(worker, lo, hi int)
 }
 
 type workerScratch struct {
-	weights []byte    // one group of rows, packed on the fly
-	out     []float32 // outputs of a group that is not full
-	attend  *attendScratch
-	_       [64]byte // workers write their own cache lines
+	weights  []byte    // groups of rows, packed on the fly
+	unpacked []byte    // some blocks of them
+	out      []float32 // outputs of a group that is not full
+	attend   *attendScratch
+	_        [64]byte // workers write their own cache lines
 }
 
 const (
@@ -56,6 +60,9 @@ const (
 	pieceMask = 1<<pieceBits - 1
 	// spins bounds the search for work before a worker sleeps: ten to twenty microseconds.
 	spins = 10000
+	// wakeCost is about what it takes until a sleeping worker helps. Who has waited that long for help has lost as
+	// much as waking would have cost, so that at worst twice the least possible is lost.
+	wakeCost = 50 * time.Microsecond
 )
 
 // NewPool starts a pool; threads <= 0 means one for each processor Go may use.
@@ -89,7 +96,8 @@ func (p *Pool) Close() {
 	p.stopped.Wait()
 }
 
-// Run calls f(lo, hi) for consecutive ranges that cover 0..n-1, in parallel, at least grain items each.
+// Run calls f(lo, hi) for consecutive ranges that cover 0..n-1, at least grain items each, in parallel where that is
+// worth it: f must not wait for another range.
 func (p *Pool) Run(n, grain int, f func(lo, hi int)) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -118,14 +126,7 @@ func (p *Pool) run(t task, n, grain int) {
 	p.left.Store(int64(pieces))
 	generation := p.state.Load()>>(2*pieceBits) + 1
 	p.state.Store(generation<<(2*pieceBits) | uint64(pieces)<<pieceBits)
-	for range min(int(p.asleep.Load()), pieces-1) {
-		select {
-		case p.wake <- struct{}{}:
-		default:
-		}
-	}
-	for p.step(0) {
-	}
+	p.share()
 	for i := 0; p.left.Load() != 0; i++ {
 		if i < spins {
 			continue
@@ -137,6 +138,36 @@ func (p *Pool) run(t task, n, grain int) {
 		break
 	}
 	p.task = nil
+}
+
+// share works until all pieces are taken, and wakes sleeping workers when that was not worth it before.
+func (p *Pool) share() {
+	for p.asleep.Load() > 0 {
+		if p.alone >= wakeCost {
+			p.alone = 0
+			p.rouse()
+			break
+		}
+		start := time.Now()
+		more := p.step(0)
+		p.alone += time.Since(start)
+		if !more {
+			return
+		}
+	}
+	for p.step(0) {
+	}
+}
+
+// rouse wakes as many workers as there are pieces for.
+func (p *Pool) rouse() {
+	s := p.state.Load()
+	for range min(int(p.asleep.Load()), int(s>>pieceBits&pieceMask)-int(s&pieceMask)) {
+		select {
+		case p.wake <- struct{}{}:
+		default:
+		}
+	}
 }
 
 // step takes one piece and does it. It returns false if there was none.

@@ -51,21 +51,48 @@ func TestPoolSharedByGoroutines(t *testing.T) {
 	}
 }
 
-// TestPoolWorksTogether holds each piece until a second thread is inside: a pool that works alone would not end.
+// TestPoolWorksTogether makes work that is long enough to wake a worker for, until one has come. Each piece waits a
+// moment for company, so that a worker that was woken finds some of it left.
 func TestPoolWorksTogether(t *testing.T) {
 	p := NewPool(2)
 	defer p.Close()
 	for range 20 {
-		var inside atomic.Int32
-		both := make(chan struct{})
-		p.Run(2, 1, func(lo, hi int) {
-			for range hi - lo {
-				if inside.Add(1) == 2 {
-					close(both)
-				}
+		var inside, together atomic.Int32
+		for end := time.Now().Add(10 * time.Second); together.Load() == 0; {
+			if time.Now().After(end) {
+				t.Fatal("a pool of two threads worked alone for 10 s")
 			}
-			<-both
-		})
-		time.Sleep(time.Millisecond)
+			p.Run(16, 1, func(lo, hi int) {
+				if inside.Add(1) == 2 {
+					together.Store(1)
+				}
+				time.Sleep(wakeCost)
+				inside.Add(-1)
+			})
+		}
+		time.Sleep(time.Millisecond) // long enough for the worker to sleep
 	}
+}
+
+// TestPoolShortWorkWakesNobody: waking costs more than an operation of a small model.
+func TestPoolShortWorkWakesNobody(t *testing.T) {
+	p := NewPool(2)
+	defer p.Close()
+	rest := func() {
+		for p.asleep.Load() == 0 {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	rest()
+	p.Run(2, 1, func(lo, hi int) {})
+	if len(p.wake) > 0 || p.alone == 0 {
+		t.Errorf("after short work alone: %d workers called, %s counted", len(p.wake), p.alone)
+	}
+	// Many of them together are worth it.
+	p.alone = wakeCost
+	p.Run(2, 1, func(lo, hi int) {})
+	if p.alone != 0 {
+		t.Errorf("%s were spent alone, and no worker was woken", p.alone)
+	}
+	rest()
 }

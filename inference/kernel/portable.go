@@ -5,44 +5,19 @@ import (
 	"math"
 )
 
-func q8Portable(w, x []byte, nb, width int, out []float32, stride int) {
-	for t := range width {
-		var acc [lanes]float32
-		for b := range nb {
-			blk, act := w[b*544:][:544], x[b*36*width:][:36*width]
-			var dot [lanes]int32
-			for q := range 8 {
-				v := act[(q*width+t)*4:][:4]
-				x0, x1, x2, x3 := int32(int8(v[0])), int32(int8(v[1])), int32(int8(v[2])), int32(int8(v[3]))
-				quad := blk[q*64:][:64]
-				for r := range dot {
-					k := quad[4*r:][:4]
-					dot[r] += int32(int8(k[0]))*x0 + int32(int8(k[1]))*x1 + int32(int8(k[2]))*x2 + int32(int8(k[3]))*x3
-				}
-			}
-			d := math.Float32frombits(binary.LittleEndian.Uint32(act[(8*width+t)*4:]))
-			for r := range acc {
-				s := float32(F16ToF32(binary.LittleEndian.Uint16(blk[512+2*r:])) * d)
-				acc[r] = FMA(float32(dot[r]), s, acc[r])
-			}
-		}
-		copy(out[t*stride:][:lanes], acc[:])
-	}
-}
-
 func panelPortable(f Format, w []byte, n int, x []float32, xStride, tokens int, out []float32, stride int) {
 	var acc [4][lanes]float32
 	var row [lanes]float32
 	for k := range n {
-		if f == F32 {
-			src := w[k*4*lanes:][:4*lanes]
-			for r := range row {
+		src := w[k*f.BlockBytes()*lanes:][:f.BlockBytes()*lanes]
+		for r := range row {
+			switch f {
+			case F32:
 				row[r] = math.Float32frombits(binary.LittleEndian.Uint32(src[4*r:]))
-			}
-		} else {
-			src := w[k*2*lanes:][:2*lanes]
-			for r := range row {
+			case F16:
 				row[r] = F16ToF32(binary.LittleEndian.Uint16(src[2*r:]))
+			case BF16:
+				row[r] = bf16ToF32(binary.LittleEndian.Uint16(src[2*r:]))
 			}
 		}
 		for t := range tokens {

@@ -3,6 +3,7 @@ package kernel
 import (
 	"fmt"
 	"math"
+	"math/bits"
 )
 
 // Sampling are the parameters of a choice of token. The zero value chooses the largest logit.
@@ -15,6 +16,10 @@ type Sampling struct {
 	Frequency   float32 // taken off once for each time a token was given out
 	Presence    float32 // taken off if a token was given out
 	Bias        []Bias  // added last; tokens distinct
+
+	// Allowed has bit i%64 of word i/64 set if token i is a candidate; tokens beyond it are
+	// none. nil: all are.
+	Allowed []uint64
 }
 
 // Bias is added to the logit of a token.
@@ -62,6 +67,7 @@ func (s *Sampling) Check() error {
 // Sampler chooses tokens. It holds buffers: one for each goroutine. The zero value is ready.
 type Sampler struct {
 	logits  []float32
+	allowed []float32 // logits, those that are not allowed -Inf
 	peaks   []float32 // the largest logit of each stretch, then that divided by the temperature
 	weights []float32
 	filter  filter
@@ -94,6 +100,11 @@ func (s *Sampler) Sample(logits []float32, p *Sampling, counts []Count, tape *[3
 	if len(logits) == 0 {
 		return 0, fmt.Errorf("sample output position %d from no logits: %w", position, ErrNumeric)
 	}
+	if p.Allowed != nil {
+		if logits, top = s.restrict(logits, p.Allowed); top == float32(math.Inf(-1)) {
+			return 0, fmt.Errorf("sample output position %d: no token is allowed", position)
+		}
+	}
 	likeliest := 0
 	for s.peaks[likeliest] != top {
 		likeliest++
@@ -116,6 +127,43 @@ func (s *Sampler) Sample(logits []float32, p *Sampling, counts []Count, tape *[3
 		cut = s.filter.cut(b, logits, s.peaks, top/p.Temperature, p)
 	}
 	return s.gumbel.search(b, logits, s.peaks, likeliest, p.Temperature, &cut, tape, position), nil
+}
+
+// restrict returns the logits with all but the allowed ones at -Inf, sets the peaks accordingly and returns the largest.
+//
+// -Inf stands for no candidate: it weighs 0, and a token that weighs 0 never wins, for its logit is at least 27.7 below
+// the largest and values of Gumbel lie within 25.8 of each other. So it does not matter that top-k counts it.
+func (s *Sampler) restrict(logits []float32, allowed []uint64) ([]float32, float32) {
+	s.allowed = grow(&s.allowed, len(logits))
+	out, top := s.allowed, float32(math.Inf(-1))
+	for i := range s.peaks {
+		start := i * stretch
+		end := min(start+stretch, len(logits))
+		peak := float32(math.Inf(-1))
+		for j := start; j < end; j += 64 {
+			word := uint64(0)
+			if j/64 < len(allowed) {
+				word = allowed[j/64]
+			}
+			part := out[j:min(j+64, end)]
+			if word == 1<<64-1 {
+				copy(part, logits[j:])
+			} else {
+				for k := range part {
+					part[k] = float32(math.Inf(-1))
+				}
+			}
+			for ; word != 0; word &= word - 1 {
+				if k := bits.TrailingZeros64(word); k < len(part) {
+					part[k] = logits[j+k]
+					peak = larger(part[k], peak)
+				}
+			}
+		}
+		s.peaks[i] = peak
+		top = larger(peak, top)
+	}
+	return out, top
 }
 
 func (p *Sampling) penalised(counts []Count) bool {

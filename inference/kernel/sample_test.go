@@ -89,15 +89,21 @@ func plainSample(logits []float32, p *Sampling, counts []Count, tape *[32]byte, 
 	for i := range ids {
 		ids[i] = i
 	}
+	if p.Allowed != nil {
+		ids = slices.DeleteFunc(ids, func(i int) bool { return i/64 >= len(p.Allowed) || p.Allowed[i/64]>>(i%64)&1 == 0 })
+	}
 	if p.Temperature == 0 {
 		return int32(slices.MaxFunc(ids, func(a, b int) int { return cmp.Or(cmp.Compare(l[a], l[b]), b-a) }))
 	}
 	for i := range l {
 		l[i] /= p.Temperature
 	}
-	most := slices.Max(l)
+	most := l[ids[0]]
+	for _, i := range ids {
+		most = max(most, l[i])
+	}
 	w := make([]uint64, len(l))
-	for i := range l {
+	for _, i := range ids {
 		w[i] = uint64(math.Floor(math.Ldexp(float64(Exp(l[i]-most)), 40)))
 	}
 	slices.SortFunc(ids, func(a, b int) int { return cmp.Or(cmp.Compare(w[b], w[a]), a-b) })
@@ -156,6 +162,20 @@ func randomSampling(r *rand.Rand, n int) (*Sampling, []Count) {
 	}
 	if r.IntN(3) == 0 {
 		p.Bias = []Bias{{int32(r.IntN(n)), float32(r.NormFloat64() * 5)}}
+	}
+	if r.IntN(2) == 0 {
+		p.Allowed = make([]uint64, (n+63)/64)
+		some := 1 + r.IntN(n)
+		for range 1 + r.IntN(2*n) {
+			i := r.IntN(some)
+			p.Allowed[i/64] |= 1 << (i % 64)
+		}
+		if r.IntN(4) == 0 {
+			p.Allowed = p.Allowed[: some/64+1 : some/64+1]
+		}
+		if r.IntN(4) == 0 {
+			p.Allowed[0] = math.MaxUint64
+		}
 	}
 	return p, counts
 }
@@ -250,6 +270,13 @@ func TestSampleNumeric(t *testing.T) {
 				}
 				if _, _, err := s.LogProbs(nil, logits, 2, 0); !errors.Is(err, ErrNumeric) {
 					t.Errorf("log-probabilities of %d logits with %v: %v", n, v, err)
+				}
+			}
+		}
+		for _, allowed := range [][]uint64{{}, {0}, {1 << 60}} {
+			for _, temp := range []float32{0, 1} {
+				if id, err := s.Sample([]float32{1, 2}, &Sampling{Temperature: temp, Allowed: allowed}, nil, &tape, 0); err == nil {
+					t.Errorf("token %d with the candidates %x", id, allowed)
 				}
 			}
 		}

@@ -121,6 +121,7 @@ func vectors() string {
 	matmulVectors(in, line)
 	attentionVectors(in, line)
 	sampleVectors(in, line)
+	formatVectors(line)
 	return s.String()
 }
 
@@ -173,12 +174,12 @@ func vectorVectors(in inputs, line output) {
 	for i := range 32 {
 		x[32+i] *= 0x1p-130
 	}
-	q := make([]byte, 10*36)
+	q := make([]byte, 10*actBlock)
 	active().quantise(x, q, 0, 1)
 	var y []float32
 	for b := range 10 {
-		y = append(y, math.Float32frombits(binary.LittleEndian.Uint32(q[b*36+32:])))
-		for _, v := range q[b*36:][:32] {
+		y = append(y, math.Float32frombits(binary.LittleEndian.Uint32(q[b*actBlock+4*actScale:])))
+		for _, v := range q[b*actBlock:][:32] {
 			y = append(y, float32(int8(v)))
 		}
 	}
@@ -241,7 +242,7 @@ func attentionVectors(in inputs, line output) {
 		var out []float32
 		for _, at := range []int{0, 31, 255, 256, 299} {
 			q := Query{Cache: c, Position: at, Q: w.floats(6*24, 2), Out: make([]float32, 6*24)}
-			p.Attention([]Query{q}, 6, 0.25)
+			p.Attention([]Query{q}, 6, 0.25, 0)
 			out = append(out, q.Out...)
 		}
 		line(fmt.Sprintf("attention-%v", f), out)

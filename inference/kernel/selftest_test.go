@@ -3,6 +3,7 @@ package kernel
 import (
 	"flag"
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
 )
@@ -57,5 +58,22 @@ func TestUse(t *testing.T) {
 	}
 	if err := Use(""); err != nil || Backend() != Backends()[0] {
 		t.Errorf("fastest: %v, now %s", err, Backend())
+	}
+}
+
+// TestVariable starts a process for each backend, as comparisons of whole programs do.
+func TestVariable(t *testing.T) {
+	if want := os.Getenv("KERNEL_TEST_WANT"); want != "" {
+		if Backend() != want {
+			t.Fatalf("%s=%s selects %s, want %s", Variable, os.Getenv(Variable), Backend(), want)
+		}
+		return
+	}
+	for name, want := range map[string]string{"": Backends()[0], "portable": "portable", Backends()[0]: Backends()[0], "abacus": Backends()[0]} {
+		c := exec.Command(os.Args[0], "-test.run=^TestVariable$")
+		c.Env = append(os.Environ(), Variable+"="+name, "KERNEL_TEST_WANT="+want)
+		if out, err := c.CombinedOutput(); err != nil {
+			t.Errorf("%q: %v\n%s", name, err, out)
+		}
 	}
 }

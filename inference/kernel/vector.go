@@ -76,3 +76,14 @@ func Finite(x []float32) bool {
 	_, ok := active().maxFinite(x)
 	return ok
 }
+
+// AddScaled adds x times c to dst, element by element with one rounding: dst = fma(c, x, dst).
+func AddScaled(dst, x []float32, c float32) { active().fold(dst[:len(x)], x, 1, c) }
+
+// Softmax replaces finite x by exp(x - largest) / sum.
+func Softmax(x []float32) {
+	b := active()
+	largest, _ := b.maxFinite(x)
+	b.expSub(x, x, largest)
+	b.divide(x, x, b.sum(x))
+}
