@@ -8,12 +8,12 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"sync"
 
 	"github.com/gonka-mesh/mesh"
+	"github.com/gonka-mesh/mesh/internal/atomicfile"
 	"github.com/gonka-mesh/mesh/internal/merkle"
 )
 
@@ -92,11 +92,11 @@ const (
 	maxCacheEntries = 256
 )
 
-// Digest returns the hashes of the file. A large file is hashed once: the result is
+// digest returns the hashes of the file. A large file is hashed once: the result is
 // kept in the file cache, under size, modification time and inode. An empty cache
 // means none. A cache that cannot be read counts as empty; one that cannot be
 // written is an error.
-func (f *File) Digest(ctx context.Context, cache string) (*Digest, error) {
+func (f *part) digest(ctx context.Context, cache string) (*Digest, error) {
 	if f.path == "" || cache == "" {
 		return digestBytes(ctx, f.data)
 	}
@@ -170,15 +170,5 @@ func writeCache(path string, entries []cacheEntry) error {
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	tmp, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".tmp*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(tmp.Name())
-	_, err = tmp.Write(b)
-	err = errors.Join(err, tmp.Sync(), tmp.Close())
-	if err != nil {
-		return err
-	}
-	return os.Rename(tmp.Name(), path)
+	return atomicfile.Write(path, b, 0o600)
 }

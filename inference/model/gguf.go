@@ -160,11 +160,18 @@ func (r *reader) array(v *value) error {
 	return nil
 }
 
-// header is what a GGUF file says before its tensor data.
-type header struct {
-	meta    map[string]value
+// table is the tensors of a model under their GGUF names. say returns the name that
+// stands in the file; nil: the same.
+type table struct {
 	tensors []*Tensor
 	byName  map[string]*Tensor
+	say     func(name string) string
+}
+
+// header is what a GGUF file says before its tensor data.
+type header struct {
+	table
+	meta map[string]value
 }
 
 const (
@@ -195,7 +202,7 @@ func parseHeader(b []byte) (*header, error) {
 	if err != nil {
 		return nil, fmt.Errorf("metadata count: %w", err)
 	}
-	h := &header{meta: map[string]value{}, byName: map[string]*Tensor{}}
+	h := &header{meta: map[string]value{}, table: table{byName: map[string]*Tensor{}}}
 	for i := range keys {
 		key, err := r.name(maxNameLen)
 		if err != nil {
@@ -295,17 +302,9 @@ func (h *header) place(b []byte, end, align int) error {
 		}
 		t.Data = data[t.offset : t.offset+t.size : t.offset+t.size]
 	}
-	byOffset := slices.SortedFunc(slices.Values(h.tensors), func(a, b *Tensor) int {
-		switch {
-		case a.offset < b.offset:
-			return -1
-		case a.offset > b.offset:
-			return 1
-		}
-		return 0
-	})
-	for i := 1; i < len(byOffset); i++ {
-		if a, b := byOffset[i-1], byOffset[i]; a.offset+a.size > b.offset {
+	order := slices.SortedFunc(slices.Values(h.tensors), byOffset)
+	for i := 1; i < len(order); i++ {
+		if a, b := order[i-1], order[i]; a.offset+a.size > b.offset {
 			return fmt.Errorf("tensors %q and %q overlap", a.Name, b.Name)
 		}
 	}

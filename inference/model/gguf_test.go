@@ -4,14 +4,11 @@ import (
 	"bytes"
 	"encoding/binary"
 	"io"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 )
 
 func TestOpenFile(t *testing.T) {
@@ -25,7 +22,7 @@ func TestOpenFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := Config{Architecture: "qwen3", Name: "synthetic-tiny-qwen3-1", Layers: 2, Width: 128, FFN: 352, Heads: 4, KVHeads: 2, HeadDim: 64,
-		Vocab: 1024, Context: 512, Eps: 1e-6, RopeBase: 1e6, RopeKind: RopeHalf, RopeScale: 1, Tied: true, QKNorm: true}
+		Vocab: 1024, Context: 512, Eps: 1e-6, RopeBase: 1e6, RopeKind: RopeHalf, RopeScale: 1, Tied: true, QKNorm: true, EmbedScale: 1, AttnScale: 0.125}
 	if got := f.Config; !sameConfig(got, want) {
 		t.Errorf("config\n got %+v\nwant %+v", got, want)
 	}
@@ -53,12 +50,14 @@ func TestOpenFile(t *testing.T) {
 }
 
 func sameConfig(a, b Config) bool {
-	if !slices.Equal(a.RopeFactors, b.RopeFactors) {
+	if !slices.Equal(a.RopeFactors, b.RopeFactors) || !slices.Equal(a.Local, b.Local) {
 		return false
 	}
 	a.RopeFactors, b.RopeFactors = nil, nil
-	return slices.Equal([]any{a.Architecture, a.Name, a.Layers, a.Width, a.FFN, a.Heads, a.KVHeads, a.HeadDim, a.Vocab, a.Context, a.Eps, a.RopeBase, a.RopeKind, a.RopeScale, a.Tied, a.QKVBias, a.OutputBias, a.QKNorm},
-		[]any{b.Architecture, b.Name, b.Layers, b.Width, b.FFN, b.Heads, b.KVHeads, b.HeadDim, b.Vocab, b.Context, b.Eps, b.RopeBase, b.RopeKind, b.RopeScale, b.Tied, b.QKVBias, b.OutputBias, b.QKNorm})
+	return slices.Equal([]any{a.Architecture, a.Name, a.Layers, a.Width, a.FFN, a.Heads, a.KVHeads, a.HeadDim, a.Vocab, a.Context, a.Eps, a.RopeBase, a.RopeKind, a.RopeScale, a.Tied, a.QKVBias, a.OutputBias, a.QKNorm,
+		a.Experts, a.ExpertsUsed, a.ExpertFFN, a.NormTopK, a.Activation, a.EmbedScale, a.AttnScale, a.AttnCap, a.LogitCap, a.Window, a.LocalRopeBase, a.PostNorms},
+		[]any{b.Architecture, b.Name, b.Layers, b.Width, b.FFN, b.Heads, b.KVHeads, b.HeadDim, b.Vocab, b.Context, b.Eps, b.RopeBase, b.RopeKind, b.RopeScale, b.Tied, b.QKVBias, b.OutputBias, b.QKNorm,
+			b.Experts, b.ExpertsUsed, b.ExpertFFN, b.NormTopK, b.Activation, b.EmbedScale, b.AttnScale, b.AttnCap, b.LogitCap, b.Window, b.LocalRopeBase, b.PostNorms})
 }
 
 // rebuild writes the tiny model again with its parts changed.
@@ -154,7 +153,7 @@ func TestOpenRefuses(t *testing.T) {
 		{"shape", replace(zeros("blk.0.attn_q.weight", F32, 128, 64)), "blk.0.attn_q.weight"},
 		{"vector shape", replace(zeros("blk.0.attn_norm.weight", F32, 64)), "blk.0.attn_norm.weight"},
 		{"flat embedding", replace(zeros("token_embd.weight", F32, 128)), "token_embd.weight"},
-		{"format", replace(zeros("blk.0.ffn_up.weight", 2, 128, 352)), "Q4_0"},
+		{"format", replace(zeros("blk.0.ffn_up.weight", 3, 128, 352)), "Q4_1"},
 		{"norm format", replace(zeros("blk.0.attn_norm.weight", F16, 128)), "blk.0.attn_norm.weight"},
 		{"unknown tensor", replace(zeros("blk.0.attn_q_norm.weight", F32, 32)), "blk.0.attn_q_norm.weight"},
 		{"rope factors", replace(zeros("rope_freqs.weight", F32, 16)), "rope_freqs.weight"},
@@ -263,56 +262,10 @@ func TestHostileHeaders(t *testing.T) {
 	}
 }
 
-// TestMutations damages a file in thousands of ways: every one opens or fails, and
-// none takes memory beyond a few times the file.
-func TestMutations(t *testing.T) {
-	data := synthesize(t, "tiny-qwen2", Q8_0)
-	seed := uint64(time.Now().UnixNano())
-	r := rand.New(rand.NewPCG(seed, 0))
-	headerEnd := bytes.Index(data, []byte("blk.1.ffn_down.weight")) + 64
-	var before, after runtime.MemStats
-	for i := range 1500 {
-		bad := bytes.Clone(data[:headerEnd+r.IntN(2)*(len(data)-headerEnd)])
-		for range 1 + r.IntN(3) {
-			at := r.IntN(min(headerEnd, len(bad)))
-			if r.IntN(2) == 0 {
-				at = r.IntN(400)
-			}
-			switch r.IntN(4) {
-			case 0:
-				bad[at] = byte(r.Uint32())
-			case 1:
-				bad[at] ^= 1 << r.IntN(8)
-			case 2:
-				binary.LittleEndian.PutUint64(bad[min(at, len(bad)-8):], r.Uint64()>>r.IntN(64))
-			case 3:
-				bad = append(bad[:at:at], bad[min(at+1+r.IntN(16), len(bad)):]...)
-			}
-		}
-		if i%100 == 0 {
-			runtime.ReadMemStats(&before)
-		}
-		f, err := OpenBytes(bad)
-		if err == nil {
-			if tok, err := f.Tokenizer(); err == nil {
-				tok.Decode(tok.Encode("Hello, wörld"))
-			}
-			if tpl, err := f.Template(); err == nil {
-				tpl.Encode([]Message{{Role: "user", Content: "x"}}, "")
-			}
-		}
-		if i%100 == 0 {
-			runtime.ReadMemStats(&after)
-			if used := after.TotalAlloc - before.TotalAlloc; used > 16*uint64(len(data)) {
-				t.Errorf("seed %d, mutation %d: %d bytes allocated for a file of %d", seed, i, used, len(data))
-			}
-		}
-	}
-}
-
 func FuzzOpen(f *testing.F) {
 	for _, architecture := range []string{"llama", "qwen2", "qwen3"} {
-		s := Shape{"fuzz", architecture, 1, 32, 32, 1, 1, 32, 1024, 64, 1e4, true}
+		s := Shape{Name: "fuzz", Architecture: architecture, Layers: 1, Width: 32, FFN: 32, Heads: 1, KVHeads: 1, HeadDim: 32,
+			Vocab: 1024, Context: 64, RopeBase: 1e4, Tied: true}
 		var b bytes.Buffer
 		if err := Synthesize(&b, s, Q8_0, 1); err != nil {
 			f.Fatal(err)

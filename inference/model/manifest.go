@@ -26,12 +26,20 @@ import (
 //	 "files":[{"sha256":H,"size":N,"chunk_size":4194304,"chunk_root":H}],
 //	 "tokenizer":H,"chat_template":H,"rope":"…"}
 //
-// tokenizer is the SHA-256 over the metadata of the file whose key starts with
-// "tokenizer." save chat templates, in ascending order of keys, each as key length
-// (u32), key, value length (u64) and value as it stands in the file from its type
-// tag on; integers little-endian. chat_template is the SHA-256 of its text, of the
-// empty text where there is none. rope holds the inverse frequencies: the bits of
-// each float32 as 8 hex digits. Names and places of files are no part of it.
+// Of a GGUF file, the name is no part of it. tokenizer is the SHA-256 over the
+// metadata whose key starts with "tokenizer." save chat templates, in ascending order
+// of keys, each as key length (u32), key, value length (u64) and value as it stands
+// in the file from its type tag on; integers little-endian.
+//
+// A directory has the format "safetensors", and its files begin with "name":"…", as
+// they need each other's: config.json, tokenizer.json, then as far as there are such
+// tokenizer_config.json, generation_config.json, chat_template.jinja and
+// model.safetensors.index.json, then the weights in ascending order of names.
+// tokenizer is the SHA-256 of tokenizer.json.
+//
+// chat_template is the SHA-256 of its text, of the empty text where there is none.
+// rope holds the inverse frequencies: the bits of each float32 as 8 hex digits; where
+// layers with a window have others, those follow behind a slash.
 type Manifest struct {
 	Version      int            `json:"version"`
 	Format       string         `json:"format"`
@@ -43,6 +51,7 @@ type Manifest struct {
 
 // ManifestFile is one file of a model. ChunkRoot is merkle.ChunkRoot.
 type ManifestFile struct {
+	Name      string    `json:"name,omitempty"`
 	SHA256    mesh.Hash `json:"sha256"`
 	Size      uint64    `json:"size"`
 	ChunkSize uint32    `json:"chunk_size"`
@@ -51,32 +60,42 @@ type ManifestFile struct {
 
 const (
 	manifestVersion = 1
-	maxManifestLen  = 64 << 10
-	maxFiles        = 256
+	maxManifestLen  = 256 << 10
+	maxFiles        = 512
 )
 
-// Manifest returns the manifest of the file; see Digest for the cache.
+// Manifest returns the manifest of the model. Large files are hashed once: the
+// hashes are kept in the file cache, under size, modification time and inode; empty
+// means no cache. One that cannot be read counts as empty.
 func (f *File) Manifest(ctx context.Context, cache string) (*Manifest, error) {
-	d, err := f.Digest(ctx, cache)
-	if err != nil {
-		return nil, err
+	files := make([]ManifestFile, len(f.parts))
+	for i := range f.parts {
+		p := &f.parts[i]
+		d, err := p.digest(ctx, cache)
+		if err != nil {
+			return nil, err
+		}
+		files[i] = ManifestFile{p.name, d.SHA256, d.Size, merkle.ChunkSize, d.Root()}
 	}
-	return f.manifest(d), nil
+	return f.manifest(files), nil
 }
 
-func (f *File) manifest(d *Digest) *Manifest {
-	template := f.header.meta[chatTemplateKey]
-	var rope strings.Builder
-	for _, x := range f.Config.InvFreq() {
-		fmt.Fprintf(&rope, "%08x", math.Float32bits(x))
+func (f *File) manifest(files []ManifestFile) *Manifest {
+	rope := hexFloats(f.Config.InvFreq())
+	if local := f.Config.LocalInvFreq(); local != nil {
+		rope += "/" + hexFloats(local)
+	}
+	template := ""
+	if len(f.templates) > 0 {
+		template = f.templates[0].source
 	}
 	return &Manifest{
 		Version:      manifestVersion,
-		Format:       "gguf",
-		Files:        []ManifestFile{{d.SHA256, d.Size, merkle.ChunkSize, d.Root()}},
-		Tokenizer:    f.header.tokenizerHash(),
-		ChatTemplate: mesh.HashOf(template.raw),
-		Rope:         rope.String(),
+		Format:       f.format,
+		Files:        files,
+		Tokenizer:    f.tokenHash(),
+		ChatTemplate: mesh.HashOf([]byte(template)),
+		Rope:         rope,
 	}
 }
 
@@ -113,11 +132,20 @@ func (m *Manifest) Encode() []byte {
 // ID returns the model ID.
 func (m *Manifest) ID() mesh.ModelID { return mesh.HashOf(m.Encode()) }
 
-// InvFreq returns the inverse frequencies of RoPE that the manifest fixes.
-func (m *Manifest) InvFreq() ([]float32, error) {
-	b, err := hex.DecodeString(m.Rope)
-	if err != nil || len(b)%4 != 0 {
-		return nil, errors.New("manifest: rope is not a list of 8 hex digits each")
+// InvFreq returns the inverse frequencies of RoPE that the manifest fixes; local is
+// nil where layers with a window have no others.
+func (m *Manifest) InvFreq() (all, local []float32, err error) {
+	first, second, two := strings.Cut(m.Rope, "/")
+	if all, err = unhexFloats(first); err == nil && two {
+		local, err = unhexFloats(second)
+	}
+	return all, local, err
+}
+
+func unhexFloats(s string) ([]float32, error) {
+	b, err := hex.DecodeString(s)
+	if err != nil || len(b)%4 != 0 || len(b) == 0 || len(b) > maxHeadDim/2*4 {
+		return nil, fmt.Errorf("manifest: rope is not 1 to %d frequencies of 8 hex digits", maxHeadDim/2)
 	}
 	out := make([]float32, len(b)/4)
 	for i := range out {
@@ -139,8 +167,8 @@ func ParseManifest(b []byte) (*Manifest, error) {
 	switch {
 	case m.Version != manifestVersion:
 		return nil, fmt.Errorf("manifest version %d is not supported: want %d", m.Version, manifestVersion)
-	case m.Format != "gguf":
-		return nil, fmt.Errorf("manifest format %.20q is not supported: want gguf", m.Format)
+	case m.Format != "gguf" && m.Format != "safetensors":
+		return nil, fmt.Errorf("manifest format %.20q is not supported: want gguf or safetensors", m.Format)
 	case len(m.Files) < 1 || len(m.Files) > maxFiles:
 		return nil, fmt.Errorf("manifest with %d files: want 1 to %d", len(m.Files), maxFiles)
 	}
@@ -148,14 +176,27 @@ func ParseManifest(b []byte) (*Manifest, error) {
 		if f.ChunkSize != merkle.ChunkSize || f.Size == 0 || f.Size > math.MaxInt64 {
 			return nil, fmt.Errorf("manifest file %d: size %d in chunks of %d: want chunks of %d", i, f.Size, f.ChunkSize, merkle.ChunkSize)
 		}
+		// A name becomes a path on the machine of whoever fetches the model.
+		switch {
+		case m.Format == "gguf" && f.Name != "":
+			return nil, fmt.Errorf("manifest file %d has a name: want none in the format gguf", i)
+		case m.Format != "gguf" && (!validName(f.Name) || slices.ContainsFunc(m.Files[:i], func(g ManifestFile) bool { return g.Name == f.Name })):
+			return nil, fmt.Errorf("manifest file %d: name %.80q is no plain name or stands twice", i, f.Name)
+		}
 	}
-	if f, err := m.InvFreq(); err != nil {
+	if _, _, err := m.InvFreq(); err != nil {
 		return nil, err
-	} else if len(f) < 1 || len(f) > maxHeadDim/2 {
-		return nil, fmt.Errorf("manifest with %d inverse frequencies: want 1 to %d", len(f), maxHeadDim/2)
 	}
 	if !bytes.Equal(m.Encode(), b) {
 		return nil, errors.New("manifest is not in canonical form")
 	}
 	return &m, nil
+}
+
+func hexFloats(x []float32) string {
+	var b strings.Builder
+	for _, v := range x {
+		fmt.Fprintf(&b, "%08x", math.Float32bits(v))
+	}
+	return b.String()
 }

@@ -34,8 +34,8 @@ func TestManifestGolden(t *testing.T) {
 	if err != nil || again.ID() != m.ID() {
 		t.Errorf("parsed again: %v, %v", again, err)
 	}
-	freq, err := again.InvFreq()
-	if err != nil || !slices.Equal(freq, f.Config.InvFreq()) {
+	freq, local, err := again.InvFreq()
+	if err != nil || local != nil || !slices.Equal(freq, f.Config.InvFreq()) {
 		t.Errorf("inverse frequencies %v, %v", freq, err)
 	}
 }
@@ -144,7 +144,7 @@ func TestDigestCache(t *testing.T) {
 	}
 	digest := func(f *File) mesh.Hash {
 		t.Helper()
-		d, err := f.Digest(context.Background(), cache)
+		d, err := f.parts[0].digest(context.Background(), cache)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -187,7 +187,7 @@ func TestDigestCache(t *testing.T) {
 	if b, _ := os.ReadFile(cache); string(b) != newer {
 		t.Error("a newer program's cache is overwritten")
 	}
-	if _, err := write(data, at).Digest(context.Background(), filepath.Join(dir, "none", "x")); err == nil {
+	if _, err := write(data, at).parts[0].digest(context.Background(), filepath.Join(dir, "none", "x")); err == nil {
 		t.Error("a cache that cannot be written passes in silence")
 	}
 	left, err := filepath.Glob(filepath.Join(dir, "*.tmp*"))

@@ -179,3 +179,27 @@ func (h *header) floats(key string) ([]float32, error) {
 	}
 	return out, nil
 }
+
+// bools reads an array of bools, or of integers where 0 means false.
+func (h *header) bools(key string) ([]bool, error) {
+	v, err := h.find(key)
+	if err != nil {
+		return nil, err
+	}
+	if v.kind != typeArray || v.elem != typeBool && fixedSize[v.elem] == 0 {
+		return nil, fmt.Errorf("metadata %q is no array of bools", key)
+	}
+	out := make([]bool, v.count)
+	for i := range out {
+		if v.elem == typeBool {
+			out[i] = v.raw[i] != 0
+			continue
+		}
+		n, ok := v.integerAt(v.elem, i)
+		if !ok {
+			return nil, fmt.Errorf("metadata %q element %d is no bool", key, i)
+		}
+		out[i] = n != 0
+	}
+	return out, nil
+}

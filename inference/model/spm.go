@@ -12,7 +12,7 @@ const spaceMark = "\u2581"
 // spm is the SentencePiece encoder: characters merged into the piece of the best
 // score, leftmost first among equals; a character without a piece becomes bytes.
 type spm struct {
-	ids     map[string]int32 // normal pieces
+	ids     map[string]int32 // normal pieces, and added ones that are text
 	scores  []float32
 	bytes   [256]int32 // -1: none
 	unknown int32      // -1: none
@@ -41,7 +41,11 @@ func (t *Tokenizer) initSPM(h *header) error {
 	}
 	for i, text := range t.texts {
 		id := int32(i)
-		switch t.kinds[i] {
+		kind := t.kinds[i]
+		if kind == kindUserDefined && !isMark(text) {
+			kind = kindNormal // rows of spaces, which merges reach too
+		}
+		switch kind {
 		case kindNormal:
 			if e.scores[i] != e.scores[i] {
 				return fmt.Errorf("metadata %q element %d is not a number", "tokenizer.ggml.scores", i)
@@ -91,7 +95,7 @@ func (c spmCandidate) Less(d spmCandidate) bool {
 	return c.score > d.score || c.score == d.score && c.left < d.left
 }
 
-func (e *spm) encode(dst []int32, text string) []int32 {
+func (e *spm) encode(dst []int32, text string, _ bool) []int32 {
 	if text == "" {
 		return dst
 	}

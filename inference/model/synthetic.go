@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"math"
 	"slices"
 	"strings"
 )
@@ -12,26 +11,38 @@ import (
 // Shape is the size of a synthetic model.
 type Shape struct {
 	Name                    string
-	Architecture            string // llama, qwen2 or qwen3
-	Layers, Width, FFN      int
+	Architecture            string // one of Architectures
+	Layers, Width, FFN      int    // FFN is that of one expert where there are experts
 	Heads, KVHeads, HeadDim int
 	Vocab, Context          int // Vocab is at least 1024
 	RopeBase                float32
 	Tied                    bool
+	Experts, ExpertsUsed    int // qwen3moe
+	Window                  int // mistral, gemma2 and gemma3
 }
 
 var shapes = map[string]Shape{
 	// The shape of Qwen2.5-0.5B: 494 million parameters, 528 MB as Q8_0.
-	"0.5b": {"0.5b", "qwen2", 24, 896, 4864, 14, 2, 64, 151936, 32768, 1e6, true},
+	"0.5b": {"0.5b", "qwen2", 24, 896, 4864, 14, 2, 64, 151936, 32768, 1e6, true, 0, 0, 0},
+	// The shape of Qwen3-0.6B, whose rows are whole blocks in every format.
+	"0.6b": {"0.6b", "qwen3", 28, 1024, 3072, 16, 8, 128, 151936, 40960, 1e6, true, 0, 0, 0},
+	// The shape of Llama-3.2-1B.
+	"1b": {"1b", "llama", 16, 2048, 8192, 32, 8, 64, 128256, 131072, 5e5, true, 0, 0, 0},
 	// 26 million parameters: slow enough to watch, fast enough for a test.
-	"mid":        {"mid", "qwen2", 8, 512, 1408, 8, 4, 64, 2048, 4096, 1e4, false},
-	"tiny-llama": {"tiny-llama", "llama", 2, 128, 352, 4, 2, 32, 1024, 512, 5e5, false},
-	"tiny-qwen2": {"tiny-qwen2", "qwen2", 2, 128, 352, 4, 2, 32, 1024, 512, 1e4, true},
-	"tiny-qwen3": {"tiny-qwen3", "qwen3", 2, 128, 352, 4, 2, 64, 1024, 512, 1e6, true},
+	"mid": {"mid", "qwen2", 8, 512, 1408, 8, 4, 64, 2048, 4096, 1e4, false, 0, 0, 0},
+	// 226 million parameters, of which a token takes 50 million.
+	"mid-moe":       {"mid-moe", "qwen3moe", 8, 512, 256, 8, 4, 64, 2048, 4096, 1e6, false, 64, 8, 0},
+	"tiny-llama":    {"tiny-llama", "llama", 2, 128, 352, 4, 2, 32, 1024, 512, 5e5, false, 0, 0, 0},
+	"tiny-mistral":  {"tiny-mistral", "mistral", 2, 256, 512, 4, 2, 64, 1024, 512, 1e4, false, 0, 0, 48},
+	"tiny-qwen2":    {"tiny-qwen2", "qwen2", 2, 128, 352, 4, 2, 32, 1024, 512, 1e4, true, 0, 0, 0},
+	"tiny-qwen3":    {"tiny-qwen3", "qwen3", 2, 128, 352, 4, 2, 64, 1024, 512, 1e6, true, 0, 0, 0},
+	"tiny-qwen3moe": {"tiny-qwen3moe", "qwen3moe", 2, 256, 256, 4, 2, 64, 1024, 512, 1e6, false, 8, 2, 0},
+	"tiny-gemma":    {"tiny-gemma", "gemma", 2, 256, 512, 2, 1, 128, 1024, 512, 1e4, true, 0, 0, 0},
+	"tiny-gemma2":   {"tiny-gemma2", "gemma2", 4, 256, 512, 4, 2, 64, 1024, 512, 1e4, true, 0, 0, 48},
+	"tiny-gemma3":   {"tiny-gemma3", "gemma3", 6, 256, 512, 4, 2, 64, 1024, 512, 1e6, true, 0, 0, 48},
 }
 
-// ShapeOf returns the shape of this name: 0.5b, mid, tiny-llama, tiny-qwen2 or
-// tiny-qwen3.
+// ShapeOf returns the shape of this name; an unknown one is told the others.
 func ShapeOf(name string) (Shape, error) {
 	s, ok := shapes[name]
 	if !ok {
@@ -41,12 +52,13 @@ func ShapeOf(name string) (Shape, error) {
 }
 
 // Synthesize writes a model of random weights: the same bytes for the same shape,
-// format (F32, F16 or Q8_0) and seed on every platform. It computes like a real
-// model and says nonsense: logits have an rms near 0.5, words are made of
-// syllables, and special tokens are so unlikely that an answer ends by length.
+// format and seed on every platform. Matrices whose rows are not whole blocks of the
+// format are Q8_0. The model computes like a real one and says nonsense: logits have
+// an rms near 0.5, words are made of syllables, and special tokens are so unlikely
+// that an answer ends by length.
 func Synthesize(w io.Writer, s Shape, format Format, seed uint64) error {
 	if !format.Supported() {
-		return fmt.Errorf("synthesize %s: %v is not supported: want F32, F16 or Q8_0", s.Name, format)
+		return fmt.Errorf("synthesize %s: %v is not supported: want %s", s.Name, format, supportedFormats)
 	}
 	if s.Vocab < 1024 {
 		return fmt.Errorf("synthesize %s: vocabulary of %d: want at least 1024", s.Name, s.Vocab)
@@ -110,13 +122,16 @@ func (s *Shape) meta(tokens, merges []string, seed uint64) []Meta {
 			kinds[i] = int32(kindControl)
 		}
 	}
-	pre := "qwen2"
-	if s.Architecture == "llama" {
+	pre, arch := "qwen2", s.Architecture
+	switch arch {
+	case "llama":
 		pre = "llama-bpe"
+	case "mistral":
+		pre, arch = "llama-bpe", "llama"
 	}
-	p, last := s.Architecture+".", uint32(len(tokens)-1)
-	return []Meta{
-		{"general.architecture", s.Architecture},
+	p, last := arch+".", uint32(len(tokens)-1)
+	out := []Meta{
+		{"general.architecture", arch},
 		{"general.name", fmt.Sprintf("synthetic-%s-%d", s.Name, seed)},
 		{p + "block_count", uint32(s.Layers)},
 		{p + "context_length", uint32(s.Context)},
@@ -138,71 +153,12 @@ func (s *Shape) meta(tokens, merges []string, seed uint64) []Meta {
 		{"tokenizer.ggml.add_bos_token", false},
 		{chatTemplateKey, syntheticTemplate},
 	}
-}
-
-// Dimension 0 of the residual stream carries a constant c > 0 through the whole
-// network: no layer reads it (norm weight 0) or writes it (zero rows), and the
-// output norm lifts it. Output rows hold c there too, or -c for tokens that should
-// stay out of answers: their logits are about 2·logitGap lower.
-const logitGap = 10
-
-func (s *Shape) tensors(tokens []string, format Format, seed uint64) []TensorSource {
-	var out []TensorSource
-	matrix := func(name string, in, rows int, std float64, first func(row int) float64, zeroRow bool) {
-		g := &weights{format: format, in: in, rows: rows, std: float32(std), seed: seed, stream: uint64(len(out)), first: first, zeroRow: zeroRow}
-		out = append(out, TensorSource{name, format, []int{in, rows}, g.fill})
+	if s.Experts > 0 {
+		out = append(out, Meta{p + "expert_count", uint32(s.Experts)}, Meta{p + "expert_used_count", uint32(s.ExpertsUsed)},
+			Meta{p + "expert_feed_forward_length", uint32(s.FFN)})
 	}
-	vector := func(name string, n int, first, mean, std float64) {
-		g := &weights{format: F32, in: n, rows: 1, std: float32(std), mean: float32(mean), seed: seed, stream: uint64(len(out)),
-			first: func(int) float64 { return first }}
-		out = append(out, TensorSource{name, F32, []int{n}, g.fill})
-	}
-	inv := func(n int) float64 { return 1 / math.Sqrt(float64(n)) }
-	std := 0.5 * inv(s.Width)
-	c := 16 * std
-	special := func(row int) bool { return row >= len(tokens)-len(syntheticSpecials) }
-	hidden := func(row int) bool {
-		// With an output matrix of its own, bytes that are no visible text go too.
-		return special(row) || !s.Tied && row < len(byteRunes) && (row < ' ' || row > '~')
-	}
-	sign := func(off func(int) bool) func(int) float64 {
-		return func(row int) float64 {
-			if off(row) {
-				return -c
-			}
-			return c
-		}
-	}
-	none := func(int) bool { return false }
-	if s.Tied {
-		matrix("token_embd.weight", s.Width, s.Vocab, std, sign(special), false)
-	} else {
-		matrix("token_embd.weight", s.Width, s.Vocab, std, sign(none), false)
-		matrix("output.weight", s.Width, s.Vocab, std, sign(hidden), false)
-	}
-	vector("output_norm.weight", s.Width, logitGap/(c*c), 1, 0)
-	q, kv := s.Heads*s.HeadDim, s.KVHeads*s.HeadDim
-	out2 := 1 / math.Sqrt(float64(2*s.Layers))
-	for i := range s.Layers {
-		p := fmt.Sprintf("blk.%d.", i)
-		vector(p+"attn_norm.weight", s.Width, 0, 1, 0)
-		vector(p+"ffn_norm.weight", s.Width, 0, 1, 0)
-		matrix(p+"attn_q.weight", s.Width, q, inv(s.Width), nil, false)
-		matrix(p+"attn_k.weight", s.Width, kv, inv(s.Width), nil, false)
-		matrix(p+"attn_v.weight", s.Width, kv, inv(s.Width), nil, false)
-		if s.Architecture == "qwen2" {
-			vector(p+"attn_q.bias", q, 0, 0, 0.1)
-			vector(p+"attn_k.bias", kv, 0, 0, 0.1)
-			vector(p+"attn_v.bias", kv, 0, 0, 0.1)
-		}
-		if s.Architecture == "qwen3" {
-			vector(p+"attn_q_norm.weight", s.HeadDim, 1, 1, 0.1)
-			vector(p+"attn_k_norm.weight", s.HeadDim, 1, 1, 0.1)
-		}
-		matrix(p+"attn_output.weight", q, s.Width, inv(q)*out2, nil, true)
-		matrix(p+"ffn_gate.weight", s.Width, s.FFN, inv(s.Width), nil, false)
-		matrix(p+"ffn_up.weight", s.Width, s.FFN, inv(s.Width), nil, false)
-		matrix(p+"ffn_down.weight", s.FFN, s.Width, inv(s.FFN)*out2, nil, true)
+	if s.Window > 0 {
+		out = append(out, Meta{p + "attention.sliding_window", uint32(s.Window)})
 	}
 	return out
 }

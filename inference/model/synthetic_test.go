@@ -37,12 +37,12 @@ func TestSynthesizeGolden(t *testing.T) {
 }
 
 func TestSynthesizeRefuses(t *testing.T) {
-	if _, err := ShapeOf("huge"); err == nil || !strings.Contains(err.Error(), "0.5b, mid, tiny-llama") {
+	if _, err := ShapeOf("huge"); err == nil || !strings.Contains(err.Error(), "mid-moe, tiny-gemma") {
 		t.Errorf("got %v, want the names there are", err)
 	}
 	s, _ := ShapeOf("mid")
-	if err := Synthesize(io.Discard, s, 2, 1); err == nil {
-		t.Error("Q4_0")
+	if err := Synthesize(io.Discard, s, 3, 1); err == nil {
+		t.Error("Q4_1")
 	}
 	s.Vocab = 10
 	if err := Synthesize(io.Discard, s, F32, 1); err == nil {

@@ -3,9 +3,9 @@ package model
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
-	"unicode/utf8"
 
 	"github.com/gonka-mesh/mesh/inference/model/jinja"
 )
@@ -39,6 +39,12 @@ var roles = []string{"system", "developer", "user", "assistant", "tool", "functi
 type Template struct {
 	compiled  *jinja.Template
 	tokenizer *Tokenizer
+	args      map[string]any // see With
+}
+
+// namedTemplate is one of the chat templates of a model.
+type namedTemplate struct {
+	name, source string
 }
 
 // chatML is the template of a file that has none but has the tokens for it.
@@ -50,17 +56,13 @@ func newTemplate(f *File) (*Template, error) {
 	if err != nil {
 		return nil, err
 	}
-	source, err := f.header.textOr(chatTemplateKey, "")
-	if err != nil {
-		return nil, err
+	if len(f.templates) > 0 && f.templates[0].source != "" {
+		return compileTemplate(f.templates[0].source, t)
 	}
-	if source == "" {
-		if _, ok := t.Special("<|im_start|>"); !ok {
-			return nil, errors.New("the model file has no chat template and no ChatML tokens: it can complete text but not chat")
-		}
-		source = chatML
+	if _, ok := t.Special("<|im_start|>"); !ok {
+		return nil, errors.New("the model has no chat template and no ChatML tokens: it can complete text but not chat")
 	}
-	return compileTemplate(source, t)
+	return compileTemplate(chatML, t)
 }
 
 func compileTemplate(source string, t *Tokenizer) (*Template, error) {
@@ -68,7 +70,7 @@ func compileTemplate(source string, t *Tokenizer) (*Template, error) {
 	if err != nil {
 		return nil, fmt.Errorf("compile chat template: %w", err)
 	}
-	return &Template{compiled, t}, nil
+	return &Template{compiled: compiled, tokenizer: t}, nil
 }
 
 // Encode returns the prompt: the messages in the form the model was trained on, up
@@ -126,12 +128,10 @@ func (t *Template) variables(messages []Message, tools string) (map[string]any, 
 		}
 		list[i] = d
 	}
-	vars := map[string]any{
-		"messages":              jinja.NewList(list...),
-		"tools":                 nil,
-		"documents":             nil,
-		"add_generation_prompt": true,
-	}
+	vars := make(map[string]any, len(t.args)+6)
+	maps.Copy(vars, t.args)
+	vars["messages"], vars["tools"], vars["documents"] = jinja.NewList(list...), nil, nil
+	vars["add_generation_prompt"] = true
 	t.specialText(vars, "bos_token", t.tokenizer.bos)
 	t.specialText(vars, "eos_token", t.tokenizer.eos)
 	if tools != "" {
@@ -217,35 +217,18 @@ func parseToolCalls(s string) (any, error) {
 // is a user's; what stands between two of them is encoded in one piece, so that the
 // words of template and user join as they did when the model was trained.
 func (t *Tokenizer) encodeTemplate(text jinja.Text) []int32 {
-	var out []int32
-	var plain strings.Builder
-	flush := func() {
-		if plain.Len() > 0 {
-			out = t.encoder.encode(out, plain.String())
-			plain.Reset()
-		}
-	}
+	var all strings.Builder
+	var limits []int
 	for part, user := range text.Parts() {
-		if user {
-			plain.WriteString(part)
-			continue
+		all.WriteString(part)
+		switch {
+		case user == (len(limits)%2 == 1): // its turn: trusted parts stand at even places
+			limits = append(limits, all.Len())
+		case len(limits) > 0:
+			limits[len(limits)-1] = all.Len()
+		default:
+			limits = append(limits, 0, all.Len())
 		}
-		start := 0
-		for i := 0; i < len(part); {
-			s, ok := t.specialAt(part[i:])
-			if !ok {
-				_, n := utf8.DecodeRuneInString(part[i:])
-				i += n
-				continue
-			}
-			plain.WriteString(part[start:i])
-			flush()
-			out = append(out, s.id)
-			i += len(s.text)
-			start = i
-		}
-		plain.WriteString(part[start:])
 	}
-	flush()
-	return out
+	return t.encode(nil, all.String(), limits)
 }

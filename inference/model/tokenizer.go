@@ -1,7 +1,6 @@
 package model
 
 import (
-	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -25,9 +24,10 @@ const (
 // the same whatever the file says.
 const maxTokenLen = 1 << 10
 
-// encoder turns plain text into ids; it knows no special tokens.
+// encoder turns plain text into ids; it knows no special tokens. first says that
+// nothing stands before the text.
 type encoder interface {
-	encode(dst []int32, text string) []int32
+	encode(dst []int32, text string, first bool) []int32
 }
 
 // Tokenizer is the tokenizer of a model file. It is safe for concurrent use.
@@ -37,17 +37,12 @@ type Tokenizer struct {
 	kinds   []tokenKind
 	pieces  []string         // the bytes each token stands for; empty for control tokens
 	ends    map[int32]bool   // tokens that end an answer
-	special []specialToken   // what a template may name, longest first per first byte
-	byName  map[string]int32 // special tokens by text
+	marked  *markers         // tokens that are found as they stand
+	byName  map[string]int32 // those that only a template may name, by text
 
 	bos, eos    int32 // -1: none
 	addBOS      bool
 	spacePrefix bool // SentencePiece: text starts with a space that is not in it
-}
-
-type specialToken struct {
-	text string
-	id   int32
 }
 
 func newTokenizer(h *header, vocab int) (*Tokenizer, error) {
@@ -85,7 +80,7 @@ func newTokenizer(h *header, vocab int) (*Tokenizer, error) {
 	if err != nil {
 		return nil, err
 	}
-	t.indexSpecials()
+	t.mark(nil)
 	return t, nil
 }
 
@@ -152,27 +147,47 @@ func (t *Tokenizer) readSpecials(h *header) error {
 	return nil
 }
 
-// indexSpecials collects the tokens that templates may name. One that starts with
-// a letter, a digit or a space is left out: it could not be told from plain text.
-func (t *Tokenizer) indexSpecials() {
+// mark collects the tokens that are found as they stand. Control tokens come from a
+// template only, and so do those added to the vocabulary that look like marks: they
+// have a meaning that no user may forge. All other added ones are text.
+// A control token that starts with a letter, a digit or a space is left out: it could
+// not be told from plain text. options holds what a tokenizer file says of some.
+func (t *Tokenizer) mark(options map[int32]marker) {
 	t.byName = map[string]int32{}
+	var list []marker
 	for i, text := range t.texts {
-		if t.kinds[i] != kindControl && t.kinds[i] != kindUserDefined {
+		kind := t.kinds[i]
+		if kind != kindControl && kind != kindUserDefined || text == "" {
 			continue
 		}
+		k := options[int32(i)]
+		k.text, k.id, k.trusted = text, int32(i), kind == kindControl || isMark(text)
 		first, _ := utf8.DecodeRuneInString(text)
-		if text == "" || first == utf8.RuneError || unicode.In(first, unicode.L, unicode.N, unicode.White_Space) {
+		if k.trusted && (first == utf8.RuneError || unicode.In(first, unicode.L, unicode.N, unicode.White_Space)) {
 			continue
 		}
-		if _, ok := t.byName[text]; ok {
-			continue
+		if _, ok := t.byName[text]; k.trusted && !ok {
+			t.byName[text] = k.id
 		}
-		t.byName[text] = int32(i)
-		t.special = append(t.special, specialToken{text, int32(i)})
+		list = append(list, k)
 	}
-	slices.SortFunc(t.special, func(a, b specialToken) int {
-		return cmp.Or(cmp.Compare(a.text[0], b.text[0]), cmp.Compare(len(b.text), len(a.text)), strings.Compare(a.text, b.text))
-	})
+	t.marked = newMarkers(list)
+}
+
+// htmlNames are elements whose tags some vocabularies (gemma) hold as text.
+var htmlNames = []string{"table", "caption", "thead", "tbody", "tfoot", "tr", "th", "td", "h1", "h2", "h3", "h4", "h5", "h6",
+	"blockquote", "strong", "em", "b", "i", "u", "s", "sub", "sup", "code"}
+
+// isMark reports whether an added token looks like <this> or [that] and is no HTML.
+func isMark(text string) bool {
+	if len(text) < 3 {
+		return false
+	}
+	first, last := text[0], text[len(text)-1]
+	if !(first == '<' && last == '>' || first == '[' && last == ']') {
+		return false
+	}
+	return !slices.Contains(htmlNames, strings.TrimPrefix(text[1:len(text)-1], "/"))
 }
 
 // Vocab returns the number of tokens.
@@ -196,26 +211,28 @@ func (t *Tokenizer) Special(text string) (id int32, ok bool) {
 	return id, ok
 }
 
-// IsSpecial reports whether the id is one that Encode never yields.
+// IsSpecial reports whether the id is one that Encode never yields; some vocabularies
+// call the token for unknown characters special too, which it does yield.
 func (t *Tokenizer) IsSpecial(id int32) bool {
-	return id >= 0 && int(id) < len(t.kinds) && (t.kinds[id] == kindControl || t.kinds[id] == kindUserDefined)
+	if id < 0 || int(id) >= len(t.kinds) {
+		return false
+	}
+	_, named := t.byName[t.texts[id]]
+	return t.kinds[id] == kindControl || t.kinds[id] == kindUserDefined && named
 }
 
 // Encode returns the ids of plain text, without BOS. No part of the text becomes a
 // special token, whatever it says. Time is near linear in the length of the text.
 func (t *Tokenizer) Encode(text string) []int32 {
-	return t.encoder.encode(make([]int32, 0, len(text)/3+1), text)
+	return t.encode(make([]int32, 0, len(text)/3+1), text, nil)
 }
 
-// specialAt returns the longest special token that text starts with.
-func (t *Tokenizer) specialAt(text string) (specialToken, bool) {
-	from, _ := slices.BinarySearchFunc(t.special, text[0], func(s specialToken, b byte) int { return cmp.Compare(s.text[0], b) })
-	for ; from < len(t.special) && t.special[from].text[0] == text[0]; from++ {
-		if strings.HasPrefix(text, t.special[from].text) {
-			return t.special[from], true
-		}
-	}
-	return specialToken{}, false
+// encode appends the ids of a text; limits as in markers.split.
+func (t *Tokenizer) encode(dst []int32, text string, limits []int) []int32 {
+	t.marked.split(text, limits,
+		func(s string, first bool) { dst = t.encoder.encode(dst, s, first) },
+		func(id int32) { dst = append(dst, id) })
+	return dst
 }
 
 // Piece returns the bytes that a token stands for in a text: nothing for control

@@ -359,3 +359,31 @@ func FuzzTokenizer(f *testing.F) {
 		}
 	})
 }
+
+// TestAddedTokensAreText: what was added to a vocabulary is found in a user's text,
+// save what looks like a mark.
+func TestAddedTokensAreText(t *testing.T) {
+	meta, n := spmMeta(false)
+	tokens, kinds, scores := meta[1].Value.([]string), meta[2].Value.([]int32), meta[3].Value.([]float32)
+	for _, s := range []string{"\n\n", "▁▁▁▁", "<table>", "<tool_call>"} {
+		tokens, kinds, scores = append(tokens, s), append(kinds, 4), append(scores, 0)
+	}
+	setMeta(&meta, "tokenizer.ggml.tokens", tokens)
+	setMeta(&meta, "tokenizer.ggml.token_type", kinds)
+	setMeta(&meta, "tokenizer.ggml.scores", scores)
+	tok := tokenizerOf(t, meta, n+4)
+	for text, want := range map[string]string{
+		"h\n\ne": "h|\n\n|e", "h\n\n\n": "h|\n\n|\n", "h    e": "h|▁▁▁▁|e", "<table>": "<table>",
+		"<tool_call>": "<|<0x74>|o|o|l|<0x5F>|<0x63>|<0x61>|ll|>",
+	} {
+		if got := strings.Join(tok.pieceList(tok.Encode(text)), "|"); got != want {
+			t.Errorf("%q: got %q, want %q", text, got, want)
+		}
+	}
+	if id, ok := tok.Special("<tool_call>"); !ok || !tok.IsSpecial(id) {
+		t.Error("a mark is no special token")
+	}
+	if _, ok := tok.Special("<table>"); ok {
+		t.Error("an HTML tag is a special token")
+	}
+}

@@ -7,16 +7,17 @@ import (
 	"math/rand/v2"
 )
 
-// weights makes the values of one synthetic tensor. A value is the sum of four
-// random bytes, centred and scaled: near normal, and exact integer arithmetic up to
-// one float32 product, so the same on every platform.
+// weights makes the values of one synthetic tensor. A value of the float formats is
+// the sum of four random bytes, centred and scaled: near normal, and exact integer
+// arithmetic up to one float32 product, so the same on every platform. The block
+// formats get random bytes and scales that give the same deviation.
 type weights struct {
 	format       Format
 	in, rows     int
 	std, mean    float32
 	seed, stream uint64
 	first        func(row int) float64 // value of element 0 of each row; nil: random
-	zeroRow      bool                  // row 0 is zero
+	zeroEvery    int                   // each n-th row is zero, from the first on; 0: none
 }
 
 // sumStd is the standard deviation of the sum of four random bytes,
@@ -31,10 +32,12 @@ func (g *weights) fill(w io.Writer) error {
 	row := make([]byte, g.format.RowBytes(g.in))
 	for i := range g.rows {
 		switch {
-		case i == 0 && g.zeroRow:
+		case g.zeroEvery > 0 && i%g.zeroEvery == 0:
 			clear(row)
 		case g.format == Q8_0:
 			g.q8Row(r, row, i)
+		case g.format.Block() > 1:
+			g.blockRow(r, row, i)
 		default:
 			g.floatRow(r, row, i)
 		}
@@ -68,9 +71,12 @@ func (g *weights) floatRow(r *rand.PCG, row []byte, index int) {
 			part[0] = float32(g.first(index))
 		}
 		for i, v := range part {
-			if g.format == F32 {
+			switch g.format {
+			case F32:
 				binary.LittleEndian.PutUint32(row[4*(at+i):], math.Float32bits(v))
-			} else {
+			case BF16:
+				binary.LittleEndian.PutUint16(row[2*(at+i):], bfloat(v))
+			default:
 				binary.LittleEndian.PutUint16(row[2*(at+i):], half(v))
 			}
 		}
@@ -139,4 +145,10 @@ func half(f float32) uint16 {
 	}
 	b += 0xC8000FFF + b>>13&1
 	return sign | uint16(b>>13)
+}
+
+// bfloat rounds to bfloat16, to nearest even.
+func bfloat(f float32) uint16 {
+	b := math.Float32bits(f)
+	return uint16((b + 0x7FFF + b>>16&1) >> 16)
 }
