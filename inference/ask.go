@@ -12,8 +12,10 @@ type Ask struct {
 	Messages     []*inferencepb.Message
 	Prompt       string
 	PromptTokens []uint32
-	Tools        string // JSON array
-	ToolChoice   string // JSON value
+	Tools        string                  // JSON array
+	ToolChoice   string                  // JSON value
+	TemplateArgs string                  // JSON object of scalars
+	Constraint   *inferencepb.Constraint // nil: none
 	Sampling     *inferencepb.Sampling
 	Seed         *uint64 // nil: the router draws one
 	Choices      int     // 0 is 1
@@ -23,6 +25,8 @@ type Ask struct {
 	TopLogProbs  int
 	IgnoreEOS    bool
 	PriceCap     mesh.Amount
+	Embed        bool // a vector is wanted, of Prompt or PromptTokens, which alone then stand beside Model
+	Width        int  // of the vector; 0: the model's
 }
 
 // Event is a step of an answer. Events of one choice come in order; those of
@@ -34,6 +38,7 @@ type Event struct {
 	Choice  int
 	Tokens  []TokenText
 	Text    string       // text released by these tokens, stop strings removed
+	Vector  []float32    // of an Ask with Embed: all of the answer
 	Finish  FinishReason // set in the last event of a choice
 	Usage   Usage        // set in the last event of a choice
 }

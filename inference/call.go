@@ -92,6 +92,12 @@ func (r *Receipt) precedes(c *Call) error {
 	return nil
 }
 
+// OwnContext returns the context of the model itself, which is the same on any host.
+// What this host holds may be less.
+func OwnContext(c *inferencepb.Capability) int {
+	return int(max(c.GetContext(), c.GetModelContext()))
+}
+
 // Fit returns how many output tokens a choice may have: what was asked for, or,
 // where that is MaxTokens, as many as fit the context. It fails with TooLongError.
 func Fit(prompt, maxTokens, context int) (int, error) {

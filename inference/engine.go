@@ -32,6 +32,12 @@ type Engine interface {
 	Close() error
 }
 
+// Constrainer is an Engine that can hold answers to a form.
+type Constrainer interface {
+	// Constrain returns ErrInvalid, and what is wrong, if it cannot follow c.
+	Constrain(c *inferencepb.Constraint) error
+}
+
 // Detokenizer turns an answer's tokens into text. What Add returns for token i is a
 // pure function of the tokens up to i, so any host continues any other's text.
 // Incomplete UTF-8 is held back until it is whole; Flush returns what is left.
@@ -44,17 +50,27 @@ type Detokenizer interface {
 type ModelInfo struct {
 	ID          mesh.ModelID
 	Name        string
-	Context     int // tokens, prompt and output together
+	Context     int // tokens of one answer, prompt and output together, that the memory holds
 	Vocab       int
 	Slots       int // requests decoded at once
 	Bytes       int64
 	Fingerprint *inferencepb.Fingerprint
+	// ModelContext is the model's own context, which bounds an answer on any host;
+	// 0 where it is Context.
+	ModelContext int
+	Embed        int // width of the vectors that an Embedder makes of texts; 0: it makes none
 }
 
 // Load is how busy an engine is.
 type Load struct {
 	Active int // requests in the batch
 	Queued int // requests waiting for a slot
+
+	// Of an engine that says so: pages of keys and values in use, kept for requests
+	// to come, and how many there may be; prompt tokens so far, and how many of them
+	// were not computed because they were kept.
+	PagesUsed, PagesCached, PagesLimit int
+	PromptTokens, CachedTokens         uint64
 }
 
 // Generation is one choice to decode.
@@ -65,9 +81,18 @@ type Generation struct {
 	Tape      mesh.Hash // key of the sampling tape, see TapeKey
 	MaxTokens int       // of output, the prefix included
 	LogProbs  bool
-	Top       int    // alternatives with log-probabilities per token, 0 to 20
-	IgnoreEOS bool   // go on to MaxTokens
-	Progress  func() // called, if set, after each step of work on this request before its next token
+	Top       int  // alternatives with log-probabilities per token, 0 to 20
+	IgnoreEOS bool // go on to MaxTokens
+	// Constraint is a form that the answer has to have; only for a Constrainer.
+	Constraint *inferencepb.Constraint
+	Progress   func() // called, if set, after each step of work on this request before its next token
+
+	// Group is for whom it is computed: the payer. Groups share an engine in fair parts,
+	// and only within a group is what was computed for one request used for the next.
+	Group mesh.Address
+	// Fee is the bid for being computed before others, in ngonka. Twice the fee is worth
+	// as much as some seconds of waiting, and a group that bids more has a larger part.
+	Fee mesh.Amount
 }
 
 // Token is one token of an answer. Log-probabilities are natural logarithms of the
@@ -104,7 +129,7 @@ const (
 	FinishLength    FinishReason = "length"    // max tokens or context
 	FinishCancelled FinishReason = "cancelled" // the payer
 	FinishAborted   FinishReason = "aborted"   // the host
-	FinishNumeric   FinishReason = "numeric"   // a value left the numeric contract
+	FinishNumeric   FinishReason = "numeric"   // a value left the numeric contract, or the constraint cannot be followed
 )
 
 // Valid reports whether r is one of the finish reasons.
@@ -143,6 +168,7 @@ var (
 	ErrNoHost       = errors.New("no host can answer now") // all busy, gone or too dear
 	ErrInvalid      = errors.New("invalid request")        // the caller's fault
 	ErrBusy         = errors.New("busy")                   // this host's queue is full
+	ErrNumeric      = errors.New("outside the contract")   // a value left the numeric contract
 )
 
 // TooLongError says that prompt and output do not fit the model's context.
@@ -151,6 +177,9 @@ type TooLongError struct {
 }
 
 func (e *TooLongError) Error() string {
+	if e.MaxTokens == 0 {
+		return fmt.Sprintf("this model's context is %d tokens; the text has %d", e.Context, e.Prompt)
+	}
 	return fmt.Sprintf("this model's context is %d tokens; the prompt has %d and up to %d were asked for",
 		e.Context, e.Prompt, e.MaxTokens)
 }

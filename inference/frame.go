@@ -25,6 +25,7 @@ const (
 type Frame struct {
 	Tokens   []FrameToken `json:"tokens,omitempty"`
 	Text     string       `json:"text,omitempty"`     // released by these tokens, see Text
+	Vector   []byte       `json:"vector,omitempty"`   // instead of tokens, in the last frame; see EncodeVector
 	Receipt  []byte       `json:"receipt,omitempty"`  // an encoded inferencepb.Signed
 	Finish   FinishReason `json:"finish,omitempty"`   // in the last frame
 	Progress *Progress    `json:"progress,omitempty"` // in heartbeats
@@ -98,6 +99,13 @@ func DecodeFrame(doc []byte) (*Frame, error) {
 		return nil, errors.New("frame: tokens without a receipt")
 	case f.Heartbeat() && f.Text != "":
 		return nil, errors.New("frame: text without tokens")
+	case f.Vector != nil && (len(f.Tokens) > 0 || f.Text != "" || f.Finish != FinishEOS):
+		return nil, errors.New("frame: a vector that is not all of the answer")
+	}
+	if f.Vector != nil {
+		if _, err := DecodeVector(f.Vector); err != nil {
+			return nil, fmt.Errorf("frame: %w", err)
+		}
 	}
 	for _, t := range f.Tokens {
 		if t.ID < 0 || len(t.Top) > MaxTopLogProbs {

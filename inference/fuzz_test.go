@@ -19,6 +19,12 @@ func resign(d mesh.Domain, key byte, body []byte) *inferencepb.Signed {
 func FuzzParseRequest(f *testing.F) {
 	req, _ := sampleRequest(f)
 	f.Add(req.Body)
+	vector, _, err := NewRequest(network, testKey(1), &inferencepb.Question{Model: hash("model"), Prompt: "x", Embed: true},
+		&inferencepb.Request{Choices: 1, Nonce: make([]byte, 16)})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(vector.Body)
 	f.Add([]byte(nil))
 	f.Fuzz(func(t *testing.T, body []byte) {
 		r, err := ParseRequest(network, resign(domainRequest, 1, body))
@@ -116,6 +122,7 @@ func FuzzFrames(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(body)
+	f.Add([]byte("data: {\"vector\":\"AACAPwAAAL8=\",\"receipt\":\"AA==\",\"finish\":\"eos\"}\n\n"))
 	f.Add([]byte("data: {\"progress\":{\"queue\":2}}\r\n\r\ndata:{}\n"))
 	f.Fuzz(func(t *testing.T, body []byte) {
 		r := NewFrameReader(bytes.NewReader(body))
@@ -141,6 +148,7 @@ func FuzzFrames(f *testing.F) {
 func FuzzParseRefusal(f *testing.F) {
 	f.Add(429, []byte(`{"code":"busy","wait_ms":5}`))
 	f.Add(400, []byte(`{"code":"too_long","prompt":5,"max_tokens":9,"context":9}`))
+	f.Add(0, []byte(`{"code":"unheard of"}`))
 	f.Fuzz(func(t *testing.T, status int, body []byte) {
 		r := ParseRefusal(status, body)
 		if r.Code != CodeInternal && r.Status() != status || r.WaitMs < 0 {

@@ -96,6 +96,9 @@ type vectors struct {
 	TaskHash      mesh.Hash         `json:"task_hash"`
 	CancelSigned  []byte            `json:"cancel_signed"`
 	Frame         string            `json:"frame"`
+	VectorRequest []byte            `json:"vector_request"` // for a vector
+	Vector        []byte            `json:"vector"`         // its answer
+	VectorChain   mesh.Hash         `json:"vector_chain"`   // h after it
 }
 
 func marshal(t testing.TB, m proto.Message) []byte {
@@ -145,6 +148,15 @@ func TestVectors(t *testing.T) {
 		t.Fatal(err)
 	}
 	v.Frame = string(frame)
+	embed, _, err := NewRequest(network, testKey(1), &inferencepb.Question{Model: hash("model"), Prompt: "What is Mesh?", Embed: true},
+		&inferencepb.Request{Choices: 1, Nonce: []byte("0123456789abcdef")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.VectorRequest, v.Vector = embed.Body, EncodeVector([]float32{0.6, -0.8})
+	bound := NewChain(network, embed.Hash, 0)
+	bound.Bind(v.Vector)
+	v.VectorChain = bound.H
 
 	got, err := json.MarshalIndent(v, "", "  ")
 	if err != nil {

@@ -15,6 +15,7 @@ const (
 	CodeUnknownModel = "unknown_model" // this host does not serve it; 404
 	CodeInvalid      = "invalid"       // the request is at fault; 400
 	CodeTooLong      = "too_long"      // it does not fit the context; 400
+	CodeTooSmall     = "too_small"     // it fits the context, but not this host's memory; 507
 	CodeTooDear      = "too_dear"      // it may cost more than its price cap; 402
 	CodeForbidden    = "forbidden"     // the caller is not the payer; 403
 	CodeReplay       = "replay"        // this choice runs already; 409
@@ -35,7 +36,7 @@ type Refusal struct {
 }
 
 var refusalStatus = map[string]int{
-	CodeUnknownModel: 404, CodeInvalid: 400, CodeTooLong: 400, CodeTooDear: 402, CodeForbidden: 403,
+	CodeUnknownModel: 404, CodeInvalid: 400, CodeTooLong: 400, CodeTooSmall: 507, CodeTooDear: 402, CodeForbidden: 403,
 	CodeReplay: 409, CodeBusy: 429, CodeInternal: 500, CodeDraining: 503,
 }
 
@@ -62,7 +63,7 @@ func Refuse(err error) *Refusal {
 // counts as the host's own fault.
 func ParseRefusal(status int, body []byte) *Refusal {
 	r := new(Refusal)
-	if len(body) > MaxRefusalBytes || json.Unmarshal(body, r) != nil || refusalStatus[r.Code] != status {
+	if len(body) > MaxRefusalBytes || json.Unmarshal(body, r) != nil || refusalStatus[r.Code] != status || status == 0 {
 		return &Refusal{Code: CodeInternal, Message: fmt.Sprintf("status %d without a refusal", status)}
 	}
 	if r.Code == CodeTooLong && (r.Prompt < 0 || r.MaxTokens < 0 || r.Context < 0 || r.MaxTokens <= r.Context-r.Prompt) {

@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -35,7 +36,9 @@ const (
 	MaxStopBytes    = 256
 	MaxTopLogProbs  = 20
 	MaxLogitBias    = 1024
-	MinTemperature  = 1e-3 // below it, and above 0, logits would leave float32
+	MaxTemplateArgs = 1024     // bytes of JSON
+	MaxConstraint   = 64 << 10 // bytes of a schema or grammar
+	MinTemperature  = 1e-3     // below it, and above 0, logits would leave float32
 )
 
 // Request is a parsed, valid request. Body holds the bytes that were signed.
@@ -102,8 +105,14 @@ func parseRequest(network mesh.NetworkID, body []byte) (*Request, error) {
 	if err := checkQuestion(q); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
-	if err := checkLimits(r); err != nil {
+	if err := checkLimits(r, q.GetEmbed()); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	if err := checkEmbed(q, r); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	if q.GetConstraint() != nil && r.GetIgnoreEos() {
+		return nil, fmt.Errorf("%w: an answer with a constraint cannot go on after its end", ErrInvalid)
 	}
 	return &Request{
 		Hash: domainRequest.Hash(network, body), Body: body, Pb: r, Question: q,
@@ -111,11 +120,11 @@ func parseRequest(network mesh.NetworkID, body []byte) (*Request, error) {
 	}, nil
 }
 
-func checkLimits(r *inferencepb.Request) error {
+func checkLimits(r *inferencepb.Request, embed bool) error {
 	switch {
 	case r.GetChoices() < 1 || r.GetChoices() > MaxChoices:
 		return fmt.Errorf("n is %d, from 1 to %d are allowed", r.GetChoices(), MaxChoices)
-	case r.GetMaxTokens() < 1 || r.GetMaxTokens() > MaxTokens:
+	case r.GetMaxTokens() < 1 && !embed || r.GetMaxTokens() > MaxTokens:
 		return fmt.Errorf("max tokens is %d, from 1 to %d are allowed", r.GetMaxTokens(), MaxTokens)
 	case r.GetTopLogprobs() > MaxTopLogProbs:
 		return fmt.Errorf("top logprobs is %d, at most %d are allowed", r.GetTopLogprobs(), MaxTopLogProbs)
@@ -162,7 +171,49 @@ func checkQuestion(q *inferencepb.Question) error {
 			return fmt.Errorf("%s is not JSON", name)
 		}
 	}
+	if err := checkTemplateArgs(q.GetTemplateArgs()); err != nil {
+		return err
+	}
+	if err := checkConstraint(q.GetConstraint()); err != nil {
+		return err
+	}
 	return checkSampling(q.GetSampling())
+}
+
+// checkConstraint looks at the size alone: what the text means is for engines to say.
+func checkConstraint(c *inferencepb.Constraint) error {
+	switch {
+	case c == nil:
+		return nil
+	case c.GetKind() == "" || len(c.GetKind()) > 32:
+		return fmt.Errorf("constraint of kind %.40q", c.GetKind())
+	case len(c.GetText()) > MaxConstraint:
+		return fmt.Errorf("constraint of %d bytes, at most %d are allowed", len(c.GetText()), MaxConstraint)
+	}
+	return nil
+}
+
+// checkTemplateArgs wants one spelling for one meaning: keys ascending, no spaces.
+func checkTemplateArgs(args string) error {
+	if args == "" {
+		return nil
+	}
+	if len(args) > MaxTemplateArgs {
+		return fmt.Errorf("template arguments of %d bytes, at most %d are allowed", len(args), MaxTemplateArgs)
+	}
+	var list map[string]json.RawMessage
+	if err := json.Unmarshal([]byte(args), &list); err != nil || len(list) == 0 {
+		return errors.New("template arguments are no JSON object with entries")
+	}
+	for name, v := range list {
+		if v[0] == '{' || v[0] == '[' {
+			return fmt.Errorf("template argument %.40q is no text, number, true, false or null", name)
+		}
+	}
+	if again, err := json.Marshal(list); err != nil || string(again) != args {
+		return errors.New("template arguments are not in canonical form: keys ascending, each once, no spaces")
+	}
+	return nil
 }
 
 func checkSampling(s *inferencepb.Sampling) error {

@@ -14,15 +14,15 @@ import (
 	"github.com/gonka-mesh/mesh/inference/inferencepb"
 )
 
-// maxPending bounds the tokens that wait for a slow reader.
-const maxPending = 4096
+// maxPending bounds the tokens that wait for a slow reader. While there are as many,
+// the engine computes no more of the answer.
+const maxPending = 2 * inference.MaxFrameTokens
 
 // leastLogProb stands for the logarithm of zero, which JSON cannot carry.
 const leastLogProb = -9999
 
 var (
 	errStopped = errors.New("a stop string is complete")
-	errSlow    = errors.New("the caller does not read")
 )
 
 // answer is one call that is being served. The engine's goroutine adds tokens, the
@@ -39,6 +39,7 @@ type answer struct {
 	peer    mesh.Address
 	prompt  []int32
 	limit   int // of output tokens, the prefix included
+	room    int // of output tokens that the memory holds; less than limit: it is broken off there
 	started time.Time
 	ticket  *ticket // nil when settled
 	text    *inference.Text
@@ -49,10 +50,12 @@ type answer struct {
 	cancelled atomic.Bool // by the payer's signature
 	steps     atomic.Int64
 	wake      chan struct{} // of one place: there is something to write
+	space     chan struct{} // of one place: something was written
 
 	mu      sync.Mutex
 	pending []step                 // guarded by mu
 	tail    string                 // text that the end releases; guarded by mu
+	vector  inference.Embedding    // instead of tokens; guarded by mu
 	finish  inference.FinishReason // set last; guarded by mu
 
 	// The handler's goroutine alone uses these.
@@ -66,12 +69,12 @@ type step struct {
 	text  string
 }
 
-func newAnswer(h *Host, l *lane, call *inference.Call, peer mesh.Address, prompt []int32, limit int) *answer {
+func newAnswer(h *Host, l *lane, call *inference.Call, peer mesh.Address, prompt []int32, limit, room int) *answer {
 	pb := call.Request.Pb
 	a := &answer{
-		h: h, lane: l, call: call, peer: peer, prompt: prompt, limit: limit, started: time.Now(),
-		text:  inference.NewText(l.engine.Text(), pb.GetStop()),
-		wake:  make(chan struct{}, 1),
+		h: h, lane: l, call: call, peer: peer, prompt: prompt, limit: limit, room: room, started: time.Now(),
+		text: inference.NewText(l.engine.Text(), pb.GetStop()),
+		wake: make(chan struct{}, 1), space: make(chan struct{}, 1),
 		chain: call.Before,
 		receipt: &inferencepb.Receipt{
 			Request: call.Request.Hash[:], Model: call.Request.Model[:], Choice: call.Choice,
@@ -104,15 +107,20 @@ func (a *answer) compute() {
 		a.end(a.broken())
 		return
 	}
+	if a.call.Request.Question.GetEmbed() {
+		a.embed()
+		return
+	}
 	from := time.Now()
 	var first, last time.Time
 	count := 0
 	g := inference.Generation{
 		Prompt: a.prompt, Prefix: a.call.Prefix, Sampling: a.call.Request.Question.GetSampling(),
-		Tape: a.call.Request.Tape(a.call.Choice), MaxTokens: a.limit,
+		Tape: a.call.Request.Tape(a.call.Choice), MaxTokens: a.room,
 		LogProbs: a.call.Request.Pb.GetLogprobs(), Top: int(a.call.Request.Pb.GetTopLogprobs()),
-		IgnoreEOS: a.call.Request.Pb.GetIgnoreEos(),
-		Progress:  func() { a.steps.Add(1) },
+		IgnoreEOS: a.call.Request.Pb.GetIgnoreEos(), Constraint: a.call.Request.Question.GetConstraint(),
+		Progress: func() { a.steps.Add(1) },
+		Group:    a.call.Request.Payer, // and no Fee: a request's terms have a cap, which costs nothing to raise, and no bid
 	}
 	fin, err := a.lane.engine.Generate(a.ctx, g, func(t inference.Token) error {
 		last = time.Now()
@@ -127,12 +135,12 @@ func (a *answer) compute() {
 	}
 	switch {
 	case errors.Is(err, errStopped):
-	case err != nil && !errors.Is(err, errSlow) && a.ctx.Err() == nil:
+	case err != nil && a.ctx.Err() == nil:
 		a.h.cfg.Log.Error("the engine failed", "model", a.lane.info.Name, "error", err)
 		a.end(inference.FinishAborted)
 	case err != nil || a.ctx.Err() != nil && fin.Reason == inference.FinishCancelled:
 		a.end(a.broken())
-	case fin.Reason == inference.FinishAborted:
+	case fin.Reason == inference.FinishAborted, fin.Reason == inference.FinishLength && a.room < a.limit:
 		a.end(inference.FinishAborted)
 	case fin.Reason == inference.FinishEOS || fin.Reason == inference.FinishLength || fin.Reason == inference.FinishNumeric:
 		a.end(fin.Reason)
@@ -149,13 +157,22 @@ func (a *answer) broken() inference.FinishReason {
 	return inference.FinishAborted
 }
 
-// add takes a token from the engine. It never waits for the reader.
+// add takes a token from the engine. It waits for a slow reader, which the deadline of
+// writing bounds.
 func (a *answer) add(t inference.Token) error {
 	text, stopped := a.text.Add(t.ID)
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if len(a.pending) >= maxPending {
-		return errSlow
+	for len(a.pending) >= maxPending {
+		a.mu.Unlock()
+		select {
+		case <-a.space:
+		case <-a.ctx.Done():
+		}
+		a.mu.Lock()
+		if a.ctx.Err() != nil {
+			return context.Cause(a.ctx)
+		}
 	}
 	a.pending = append(a.pending, step{t, text})
 	a.signal()
@@ -192,9 +209,8 @@ func (a *answer) serve(w http.ResponseWriter) {
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(http.StatusOK)
+	// The header leaves with the first frame or heartbeat: one write here, and one wake-up of the caller, less.
 	out := writer{w: w, rc: rc, timeout: a.h.cfg.WriteTimeout}
-	out.flush()
-
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -248,9 +264,15 @@ func (a *answer) take() (*inference.Frame, *inferencepb.Signed) {
 	steps := a.pending[:n:n]
 	a.pending = a.pending[n:]
 	finish, tail := inference.FinishOpen, ""
+	var embedding inference.Embedding
+	select {
+	case a.space <- struct{}{}:
+	default:
+	}
 	if len(a.pending) == 0 {
 		a.pending = nil
 		finish, tail = a.finish, a.tail
+		embedding = a.vector
 	} else {
 		a.signal()
 	}
@@ -263,10 +285,13 @@ func (a *answer) take() (*inference.Frame, *inferencepb.Signed) {
 		f.Tokens = append(f.Tokens, a.frameToken(s.token))
 		f.Text += s.text
 		a.chain.Add(s.token.ID)
-		a.receipt.HiddenRoot, a.receipt.Positions = nil, 0
-		if !s.token.Hidden.IsZero() {
-			a.receipt.HiddenRoot, a.receipt.Positions = s.token.Hidden[:], uint32(s.token.Positions)
-		}
+		a.computed(s.token.Hidden, s.token.Positions)
+	}
+	if embedding.Vector != nil {
+		f.Vector = inference.EncodeVector(embedding.Vector)
+		a.chain.Bind(f.Vector)
+		a.computed(embedding.Hidden, embedding.Positions)
+		a.receipt.FirstTokenMs = time.Now().UnixMilli()
 	}
 	f.Text += tail
 	signed, err := a.sign(finish)
@@ -281,6 +306,14 @@ func (a *answer) take() (*inference.Frame, *inferencepb.Signed) {
 		return &inference.Frame{Finish: inference.FinishAborted}, nil
 	}
 	return f, signed
+}
+
+// computed brings the receipt up to date about the positions.
+func (a *answer) computed(hidden mesh.Hash, positions int) {
+	a.receipt.HiddenRoot, a.receipt.Positions = nil, 0
+	if !hidden.IsZero() {
+		a.receipt.HiddenRoot, a.receipt.Positions = hidden[:], uint32(positions)
+	}
 }
 
 func (a *answer) frameToken(t inference.Token) inference.FrameToken {

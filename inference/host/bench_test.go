@@ -24,6 +24,8 @@ type engine struct {
 	pace  time.Duration
 	burst int // tokens at a time; 0 is 1
 	fail  error
+	holds int // tokens of context that fit the memory; 0: the model's 1<<20
+	width int // of its vectors; 0: it makes none
 
 	mu     sync.Mutex
 	active int      // guarded by mu
@@ -32,12 +34,16 @@ type engine struct {
 }
 
 func (e *engine) Info() inference.ModelInfo {
-	return inference.ModelInfo{ID: modelID, Name: "alphabet", Context: 1 << 20, Vocab: 128, Slots: e.slots}
+	holds := e.holds
+	if holds == 0 {
+		holds = 1 << 20
+	}
+	return inference.ModelInfo{ID: modelID, Name: "alphabet", Context: holds, ModelContext: 1 << 20, Vocab: 128, Slots: e.slots, Embed: e.width}
 }
 
 func (e *engine) Encode(q *inferencepb.Question) ([]int32, error) {
 	if q.GetPrompt() == "bad" {
-		return nil, errors.New("a bad prompt")
+		return nil, fmt.Errorf("%w: a bad prompt", inference.ErrInvalid)
 	}
 	return make([]int32, len(q.GetPrompt())), nil
 }
@@ -133,7 +139,7 @@ type far struct {
 	peer mesh.Address
 }
 
-func newBench(t *testing.T, e *engine, cfg Config) *bench {
+func newBench(t *testing.T, e inference.Engine, cfg Config) *bench {
 	t.Helper()
 	b := &bench{t: t, kept: new(keeper), accept: make(chan net.Conn), done: make(chan struct{}), ended: make(chan struct{})}
 	cfg.Network, cfg.Key, cfg.Receipts = network, testKey(1), b.kept

@@ -6,6 +6,7 @@
 package host
 
 import (
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"errors"
@@ -74,19 +75,12 @@ func (c *Config) complete() error {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	c.Queue = orDefault(c.Queue, 64)
-	c.PerPeer = orDefault(c.PerPeer, 64)
-	c.Memory = orDefault(c.Memory, 128<<20)
-	c.Heartbeat = orDefault(c.Heartbeat, 200*time.Millisecond)
-	c.WriteTimeout = orDefault(c.WriteTimeout, 5*time.Second)
+	c.Queue = cmp.Or(c.Queue, 64)
+	c.PerPeer = cmp.Or(c.PerPeer, 64)
+	c.Memory = cmp.Or(c.Memory, 128<<20)
+	c.Heartbeat = cmp.Or(c.Heartbeat, 200*time.Millisecond)
+	c.WriteTimeout = cmp.Or(c.WriteTimeout, 5*time.Second)
 	return nil
-}
-
-func orDefault[T int | int64 | time.Duration](v, def T) T {
-	if v <= 0 {
-		return def
-	}
-	return v
 }
 
 // Prices are what a host asks, in ngonka per token.
@@ -167,8 +161,10 @@ func (h *Host) Add(e inference.Engine, p Prices) error {
 		load:   make(map[mesh.Address]int),
 		turns:  make(map[mesh.Address]int),
 		capability: &inferencepb.Capability{
-			Model: info.ID[:], Name: info.Name, Context: uint32(info.Context), Fingerprint: info.Fingerprint,
+			Model: info.ID[:], Name: info.Name, Fingerprint: info.Fingerprint,
+			Context: uint32(info.Context), ModelContext: uint32(max(info.Context, info.ModelContext)),
 			PricePrompt: uint64(p.Prompt), PriceOutput: uint64(p.Output), Slots: uint32(max(1, info.Slots)),
+			Embed: widthOf(e),
 		},
 	}
 	return nil

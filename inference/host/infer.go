@@ -212,25 +212,39 @@ func (h *Host) admit(ctx context.Context, call *inference.Call, peer mesh.Addres
 			return nil, fmt.Errorf("%w: token %d of the prefix is not in the vocabulary", inference.ErrInvalid, i)
 		}
 	}
+	if err := l.constrain(call.Request.Question.GetConstraint()); err != nil {
+		return nil, err
+	}
+	if call.Request.Question.GetEmbed() && l.capability.GetEmbed() == 0 {
+		return nil, fmt.Errorf("%w: the engine of this host makes no embeddings", inference.ErrInvalid)
+	}
+	if err := healthOf(l.engine); err != nil {
+		h.cfg.Log.Warn("the engine cannot answer", "model", l.info.Name, "error", err)
+		return nil, fmt.Errorf("%w: the engine of this host cannot answer now", inference.ErrBusy)
+	}
 	prompt, err := l.engine.Encode(call.Request.Question)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", inference.ErrInvalid, err)
+		return nil, err
 	}
 	if len(prompt) == 0 {
 		return nil, fmt.Errorf("%w: the prompt has no tokens", inference.ErrInvalid)
 	}
 	pb := call.Request.Pb
-	limit, err := inference.Fit(len(prompt), int(pb.GetMaxTokens()), l.info.Context)
+	limit, err := inference.Fit(len(prompt), int(pb.GetMaxTokens()), inference.OwnContext(l.capability))
 	if err != nil {
 		return nil, err
 	}
 	if len(call.Prefix) > limit {
 		return nil, fmt.Errorf("%w: the prefix is longer than an answer may be", inference.ErrInvalid)
 	}
+	room, err := l.room(len(prompt), len(call.Prefix), int(pb.GetMaxTokens()), limit)
+	if err != nil {
+		return nil, err
+	}
 	if err := affordable(l.capability, pb, len(prompt), limit); err != nil {
 		return nil, err
 	}
-	a := newAnswer(h, l, call, peer, prompt, limit)
+	a := newAnswer(h, l, call, peer, prompt, limit, room)
 	a.ctx, a.cancel = context.WithCancelCause(ctx)
 	a.unhook = context.AfterFunc(h.ctx, func() { a.cancel(errDraining) })
 	if err := h.register(a); err != nil {
@@ -245,6 +259,31 @@ func (h *Host) admit(ctx context.Context, call *inference.Call, peer mesh.Addres
 		return nil, err
 	}
 	return a, nil
+}
+
+// constrain refuses a constraint that the engine cannot follow.
+func (l *lane) constrain(c *inferencepb.Constraint) error {
+	if c == nil {
+		return nil
+	}
+	e, ok := l.engine.(inference.Constrainer)
+	if !ok {
+		return fmt.Errorf("%w: the engine of this host cannot hold answers to a constraint", inference.ErrInvalid)
+	}
+	return e.Constrain(c)
+}
+
+// room returns how many tokens of an answer the memory here holds, or refuses. Where
+// a number was asked for, all of it has to fit. Where not, few answers come near the
+// model's context: one that does is broken off, for a host with more memory.
+func (l *lane) room(prompt, prefix, asked, limit int) (int, error) {
+	room := min(limit, l.info.Context-prompt)
+	if room == limit || asked == inference.MaxTokens && prefix < room {
+		return room, nil
+	}
+	return 0, &inference.Refusal{Code: inference.CodeTooSmall, Message: fmt.Sprintf(
+		"this host's memory holds %d tokens of the model's context of %d; the prompt has %d and up to %d were asked for",
+		l.info.Context, inference.OwnContext(l.capability), prompt, limit)}
 }
 
 // affordable checks the request's price cap against the most that it may cost: all

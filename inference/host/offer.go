@@ -33,21 +33,32 @@ func (h *Host) Offer(ask *inferencepb.OfferAsk) *inferencepb.Offer {
 		return &inferencepb.Offer{Reason: "this model is not served here"}
 	}
 	load := l.engine.Load()
-	prompt := float64(min(ask.GetPromptTokens(), inference.MaxTokens)) * l.prefill.v
+	prompt := float64(min(ask.GetPromptTokens(), inference.MaxTokens)) * l.prefill.V
 	o := &inferencepb.Offer{
 		Accept: true, Capability: l.capability,
 		Active: uint32(max(l.active, load.Active)), Queued: uint32(len(l.waiting) + load.Queued),
 		WaitMs:  uint32(min(l.wait().Milliseconds()+int64(prompt*1000), int64(time.Hour/time.Millisecond))),
-		TokenUs: uint32(min(l.token.v*1e6, 1e9)),
+		TokenUs: uint32(min(l.token.V*1e6, 1e9)),
 	}
 	// Whether it fits the context is for the call to say: the ask has an estimate.
+	err = healthOf(l.engine)
 	switch {
 	case h.draining:
 		o.Accept, o.Reason = false, "this host is stopping"
+	case err != nil:
+		o.Accept, o.Reason = false, "the engine of this host cannot answer now"
 	case len(l.waiting) >= h.cfg.Queue:
 		o.Accept, o.Reason = false, "the queue is full"
 	}
 	return o
+}
+
+// healthOf returns why an engine that is a server of its own cannot answer now, or nil.
+func healthOf(e inference.Engine) error {
+	if h, ok := e.(interface{ Healthy() error }); ok {
+		return h.Healthy()
+	}
+	return nil
 }
 
 // ServeOffer answers one offer stream: an ask gets an Offer, an offer for a task of

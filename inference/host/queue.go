@@ -24,10 +24,10 @@ type lane struct {
 	load    map[mesh.Address]int // calls that run, per peer
 	turns   map[mesh.Address]int // when a peer last got a slot, since the lane was idle
 	turn    int
-	waiting []*ticket // in order of arrival
-	prefill average   // seconds per prompt token
-	token   average   // seconds between two tokens of an answer
-	whole   average   // seconds that a slot is taken
+	waiting []*ticket         // in order of arrival
+	prefill inference.Average // seconds per prompt token
+	token   inference.Average // seconds between two tokens of an answer
+	whole   inference.Average // seconds that a slot is taken
 }
 
 // ticket is a call that waits for a slot.
@@ -35,20 +35,6 @@ type ticket struct {
 	peer    mesh.Address
 	ready   chan struct{} // closed with the slot taken, or refused
 	refused bool          // written before ready is closed
-}
-
-// average is an exponentially weighted mean; its zero value knows nothing.
-type average struct {
-	v     float64
-	known bool
-}
-
-func (a *average) add(v float64) {
-	if !a.known {
-		a.v, a.known = v, true
-		return
-	}
-	a.v += 0.2 * (v - a.v)
 }
 
 // enter counts a call of a peer and the bytes of its request in, or refuses it.
@@ -112,7 +98,7 @@ func (h *Host) queue(l *lane, peer mesh.Address) (*ticket, error) {
 		return nil, &inference.Refusal{Code: inference.CodeDraining, Message: "this host is stopping"}
 	}
 	t := &ticket{peer: peer, ready: make(chan struct{})}
-	if l.active < l.slots && len(l.waiting) == 0 {
+	if l.open(peer) {
 		l.take(t)
 		return t, nil
 	}
@@ -128,6 +114,16 @@ func (h *Host) queue(l *lane, peer mesh.Address) (*ticket, error) {
 	}
 	l.waiting = append(l.waiting, t)
 	return t, nil
+}
+
+// open reports whether a call of a peer gets a slot at once. One that has none yet may
+// have one beyond the number, up to half as many again: it does not wait for others to
+// end, and the engine, which shares its steps among payers, makes room.
+func (l *lane) open(peer mesh.Address) bool {
+	if l.active < l.slots && len(l.waiting) == 0 {
+		return true
+	}
+	return l.load[peer] == 0 && l.active < l.slots+l.slots/2
 }
 
 // take gives a ticket its slot.
@@ -179,7 +175,7 @@ func (h *Host) await(ctx context.Context, l *lane, t *ticket) error {
 func (h *Host) free(l *lane, t *ticket, took time.Duration) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	l.whole.add(took.Seconds())
+	l.whole.Add(took.Seconds())
 	h.giveBack(l, t)
 }
 
@@ -212,7 +208,7 @@ func (l *lane) wait() time.Duration {
 	if ahead <= 0 {
 		return 0
 	}
-	return time.Duration(float64(ahead) / float64(l.slots) * l.whole.v * float64(time.Second))
+	return time.Duration(float64(ahead) / float64(l.slots) * l.whole.V * float64(time.Second))
 }
 
 // measured notes the speed of an ended answer: tokens computed before the first new
@@ -221,9 +217,9 @@ func (h *Host) measured(l *lane, before int, first time.Duration, after int, res
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if before > 0 && first > 0 {
-		l.prefill.add(first.Seconds() / float64(before))
+		l.prefill.Add(first.Seconds() / float64(before))
 	}
 	if after > 0 && rest > 0 {
-		l.token.add(rest.Seconds() / float64(after))
+		l.token.Add(rest.Seconds() / float64(after))
 	}
 }

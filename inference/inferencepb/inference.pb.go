@@ -6,7 +6,7 @@
 // versions:
 // 	protoc-gen-go v1.36.11
 // 	protoc        v3.21.12
-// source: inference.proto
+// source: inference/inferencepb/inference.proto
 
 package inferencepb
 
@@ -39,7 +39,7 @@ type Message struct {
 
 func (x *Message) Reset() {
 	*x = Message{}
-	mi := &file_inference_proto_msgTypes[0]
+	mi := &file_inference_inferencepb_inference_proto_msgTypes[0]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -51,7 +51,7 @@ func (x *Message) String() string {
 func (*Message) ProtoMessage() {}
 
 func (x *Message) ProtoReflect() protoreflect.Message {
-	mi := &file_inference_proto_msgTypes[0]
+	mi := &file_inference_inferencepb_inference_proto_msgTypes[0]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -64,7 +64,7 @@ func (x *Message) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Message.ProtoReflect.Descriptor instead.
 func (*Message) Descriptor() ([]byte, []int) {
-	return file_inference_proto_rawDescGZIP(), []int{0}
+	return file_inference_inferencepb_inference_proto_rawDescGZIP(), []int{0}
 }
 
 func (x *Message) GetRole() string {
@@ -113,7 +113,7 @@ type LogitBias struct {
 
 func (x *LogitBias) Reset() {
 	*x = LogitBias{}
-	mi := &file_inference_proto_msgTypes[1]
+	mi := &file_inference_inferencepb_inference_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -125,7 +125,7 @@ func (x *LogitBias) String() string {
 func (*LogitBias) ProtoMessage() {}
 
 func (x *LogitBias) ProtoReflect() protoreflect.Message {
-	mi := &file_inference_proto_msgTypes[1]
+	mi := &file_inference_inferencepb_inference_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -138,7 +138,7 @@ func (x *LogitBias) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogitBias.ProtoReflect.Descriptor instead.
 func (*LogitBias) Descriptor() ([]byte, []int) {
-	return file_inference_proto_rawDescGZIP(), []int{1}
+	return file_inference_inferencepb_inference_proto_rawDescGZIP(), []int{1}
 }
 
 func (x *LogitBias) GetToken() uint32 {
@@ -173,7 +173,7 @@ type Sampling struct {
 
 func (x *Sampling) Reset() {
 	*x = Sampling{}
-	mi := &file_inference_proto_msgTypes[2]
+	mi := &file_inference_inferencepb_inference_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -185,7 +185,7 @@ func (x *Sampling) String() string {
 func (*Sampling) ProtoMessage() {}
 
 func (x *Sampling) ProtoReflect() protoreflect.Message {
-	mi := &file_inference_proto_msgTypes[2]
+	mi := &file_inference_inferencepb_inference_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -198,7 +198,7 @@ func (x *Sampling) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sampling.ProtoReflect.Descriptor instead.
 func (*Sampling) Descriptor() ([]byte, []int) {
-	return file_inference_proto_rawDescGZIP(), []int{2}
+	return file_inference_inferencepb_inference_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Sampling) GetTemperature() float32 {
@@ -257,6 +257,59 @@ func (x *Sampling) GetLogitBias() []*LogitBias {
 	return nil
 }
 
+// Constraint is a form that the answer has to have.
+type Constraint struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"` // json_schema, json_object, gbnf
+	Text          string                 `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"` // the schema or grammar; of json_object none
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Constraint) Reset() {
+	*x = Constraint{}
+	mi := &file_inference_inferencepb_inference_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Constraint) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Constraint) ProtoMessage() {}
+
+func (x *Constraint) ProtoReflect() protoreflect.Message {
+	mi := &file_inference_inferencepb_inference_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Constraint.ProtoReflect.Descriptor instead.
+func (*Constraint) Descriptor() ([]byte, []int) {
+	return file_inference_inferencepb_inference_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Constraint) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Constraint) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
 // Question is what decides the answer, and nothing else: two requests with equal
 // question bytes have equal tapes.
 type Question struct {
@@ -269,13 +322,16 @@ type Question struct {
 	ToolChoice    string                 `protobuf:"bytes,6,opt,name=tool_choice,json=toolChoice,proto3" json:"tool_choice,omitempty"`               // JSON value
 	Sampling      *Sampling              `protobuf:"bytes,7,opt,name=sampling,proto3" json:"sampling,omitempty"`
 	Seed          uint64                 `protobuf:"varint,8,opt,name=seed,proto3" json:"seed,omitempty"`
+	TemplateArgs  string                 `protobuf:"bytes,9,opt,name=template_args,json=templateArgs,proto3" json:"template_args,omitempty"` // JSON object of scalars, by name, for the chat template
+	Constraint    *Constraint            `protobuf:"bytes,10,opt,name=constraint,proto3" json:"constraint,omitempty"`
+	Embed         bool                   `protobuf:"varint,11,opt,name=embed,proto3" json:"embed,omitempty"` // the answer is one vector, and no tokens
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Question) Reset() {
 	*x = Question{}
-	mi := &file_inference_proto_msgTypes[3]
+	mi := &file_inference_inferencepb_inference_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -287,7 +343,7 @@ func (x *Question) String() string {
 func (*Question) ProtoMessage() {}
 
 func (x *Question) ProtoReflect() protoreflect.Message {
-	mi := &file_inference_proto_msgTypes[3]
+	mi := &file_inference_inferencepb_inference_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -300,7 +356,7 @@ func (x *Question) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Question.ProtoReflect.Descriptor instead.
 func (*Question) Descriptor() ([]byte, []int) {
-	return file_inference_proto_rawDescGZIP(), []int{3}
+	return file_inference_inferencepb_inference_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Question) GetModel() []byte {
@@ -359,13 +415,34 @@ func (x *Question) GetSeed() uint64 {
 	return 0
 }
 
+func (x *Question) GetTemplateArgs() string {
+	if x != nil {
+		return x.TemplateArgs
+	}
+	return ""
+}
+
+func (x *Question) GetConstraint() *Constraint {
+	if x != nil {
+		return x.Constraint
+	}
+	return nil
+}
+
+func (x *Question) GetEmbed() bool {
+	if x != nil {
+		return x.Embed
+	}
+	return false
+}
+
 // Request is a question with its limits and its terms, signed by the payer.
 type Request struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Network       string                 `protobuf:"bytes,1,opt,name=network,proto3" json:"network,omitempty"`
 	Question      []byte                 `protobuf:"bytes,2,opt,name=question,proto3" json:"question,omitempty"`                     // an encoded Question
 	Choices       uint32                 `protobuf:"varint,3,opt,name=choices,proto3" json:"choices,omitempty"`                      // at least 1
-	MaxTokens     uint32                 `protobuf:"varint,4,opt,name=max_tokens,json=maxTokens,proto3" json:"max_tokens,omitempty"` // of output, per choice; at least 1
+	MaxTokens     uint32                 `protobuf:"varint,4,opt,name=max_tokens,json=maxTokens,proto3" json:"max_tokens,omitempty"` // of output, per choice; at least 1, and 0 for a vector
 	Stop          []string               `protobuf:"bytes,5,rep,name=stop,proto3" json:"stop,omitempty"`
 	Logprobs      bool                   `protobuf:"varint,6,opt,name=logprobs,proto3" json:"logprobs,omitempty"`
 	TopLogprobs   uint32                 `protobuf:"varint,7,opt,name=top_logprobs,json=topLogprobs,proto3" json:"top_logprobs,omitempty"` // 0 to 20
@@ -381,7 +458,7 @@ type Request struct {
 
 func (x *Request) Reset() {
 	*x = Request{}
-	mi := &file_inference_proto_msgTypes[4]
+	mi := &file_inference_inferencepb_inference_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -393,7 +470,7 @@ func (x *Request) String() string {
 func (*Request) ProtoMessage() {}
 
 func (x *Request) ProtoReflect() protoreflect.Message {
-	mi := &file_inference_proto_msgTypes[4]
+	mi := &file_inference_inferencepb_inference_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -406,7 +483,7 @@ func (x *Request) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Request.ProtoReflect.Descriptor instead.
 func (*Request) Descriptor() ([]byte, []int) {
-	return file_inference_proto_rawDescGZIP(), []int{4}
+	return file_inference_inferencepb_inference_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Request) GetNetwork() string {
@@ -511,7 +588,7 @@ type Signed struct {
 
 func (x *Signed) Reset() {
 	*x = Signed{}
-	mi := &file_inference_proto_msgTypes[5]
+	mi := &file_inference_inferencepb_inference_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -523,7 +600,7 @@ func (x *Signed) String() string {
 func (*Signed) ProtoMessage() {}
 
 func (x *Signed) ProtoReflect() protoreflect.Message {
-	mi := &file_inference_proto_msgTypes[5]
+	mi := &file_inference_inferencepb_inference_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -536,7 +613,7 @@ func (x *Signed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Signed.ProtoReflect.Descriptor instead.
 func (*Signed) Descriptor() ([]byte, []int) {
-	return file_inference_proto_rawDescGZIP(), []int{5}
+	return file_inference_inferencepb_inference_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Signed) GetBody() []byte {
@@ -568,7 +645,7 @@ type Fingerprint struct {
 
 func (x *Fingerprint) Reset() {
 	*x = Fingerprint{}
-	mi := &file_inference_proto_msgTypes[6]
+	mi := &file_inference_inferencepb_inference_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -580,7 +657,7 @@ func (x *Fingerprint) String() string {
 func (*Fingerprint) ProtoMessage() {}
 
 func (x *Fingerprint) ProtoReflect() protoreflect.Message {
-	mi := &file_inference_proto_msgTypes[6]
+	mi := &file_inference_inferencepb_inference_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -593,7 +670,7 @@ func (x *Fingerprint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fingerprint.ProtoReflect.Descriptor instead.
 func (*Fingerprint) Descriptor() ([]byte, []int) {
-	return file_inference_proto_rawDescGZIP(), []int{6}
+	return file_inference_inferencepb_inference_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Fingerprint) GetEngine() string {
@@ -650,7 +727,7 @@ type Receipt struct {
 	First         uint32                 `protobuf:"varint,5,opt,name=first,proto3" json:"first,omitempty"`                               // index of the first token of this segment
 	End           uint32                 `protobuf:"varint,6,opt,name=end,proto3" json:"end,omitempty"`                                   // index after its last token
 	ChainBefore   []byte                 `protobuf:"bytes,7,opt,name=chain_before,json=chainBefore,proto3" json:"chain_before,omitempty"` // h before the first token
-	ChainAfter    []byte                 `protobuf:"bytes,8,opt,name=chain_after,json=chainAfter,proto3" json:"chain_after,omitempty"`    // h after the last token
+	ChainAfter    []byte                 `protobuf:"bytes,8,opt,name=chain_after,json=chainAfter,proto3" json:"chain_after,omitempty"`    // h after the last token, or over the vector
 	Finish        string                 `protobuf:"bytes,9,opt,name=finish,proto3" json:"finish,omitempty"`                              // eos stop length cancelled aborted numeric; empty while it goes on
 	PromptTokens  uint32                 `protobuf:"varint,10,opt,name=prompt_tokens,json=promptTokens,proto3" json:"prompt_tokens,omitempty"`
 	OutputTokens  uint32                 `protobuf:"varint,11,opt,name=output_tokens,json=outputTokens,proto3" json:"output_tokens,omitempty"` // end - first
@@ -672,7 +749,7 @@ type Receipt struct {
 
 func (x *Receipt) Reset() {
 	*x = Receipt{}
-	mi := &file_inference_proto_msgTypes[7]
+	mi := &file_inference_inferencepb_inference_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -684,7 +761,7 @@ func (x *Receipt) String() string {
 func (*Receipt) ProtoMessage() {}
 
 func (x *Receipt) ProtoReflect() protoreflect.Message {
-	mi := &file_inference_proto_msgTypes[7]
+	mi := &file_inference_inferencepb_inference_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -697,7 +774,7 @@ func (x *Receipt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Receipt.ProtoReflect.Descriptor instead.
 func (*Receipt) Descriptor() ([]byte, []int) {
-	return file_inference_proto_rawDescGZIP(), []int{7}
+	return file_inference_inferencepb_inference_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Receipt) GetNetwork() string {
@@ -866,20 +943,22 @@ type Capability struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Model         []byte                 `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
 	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Context       uint32                 `protobuf:"varint,3,opt,name=context,proto3" json:"context,omitempty"` // tokens
+	Context       uint32                 `protobuf:"varint,3,opt,name=context,proto3" json:"context,omitempty"` // tokens of one answer, prompt included, that this host holds
 	Fingerprint   *Fingerprint           `protobuf:"bytes,4,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
-	PricePrompt   uint64                 `protobuf:"varint,5,opt,name=price_prompt,json=pricePrompt,proto3" json:"price_prompt,omitempty"` // ngonka per prompt token
-	PriceOutput   uint64                 `protobuf:"varint,6,opt,name=price_output,json=priceOutput,proto3" json:"price_output,omitempty"` // ngonka per output token
-	Slots         uint32                 `protobuf:"varint,7,opt,name=slots,proto3" json:"slots,omitempty"`                                // requests decoded at once
-	Root          []byte                 `protobuf:"bytes,8,opt,name=root,proto3" json:"root,omitempty"`                                   // of the model's file, for peers that want to fetch it
-	Size          uint64                 `protobuf:"varint,9,opt,name=size,proto3" json:"size,omitempty"`                                  // bytes of the file
+	PricePrompt   uint64                 `protobuf:"varint,5,opt,name=price_prompt,json=pricePrompt,proto3" json:"price_prompt,omitempty"`     // ngonka per prompt token
+	PriceOutput   uint64                 `protobuf:"varint,6,opt,name=price_output,json=priceOutput,proto3" json:"price_output,omitempty"`     // ngonka per output token
+	Slots         uint32                 `protobuf:"varint,7,opt,name=slots,proto3" json:"slots,omitempty"`                                    // requests decoded at once
+	Root          []byte                 `protobuf:"bytes,8,opt,name=root,proto3" json:"root,omitempty"`                                       // of the model's file, for peers that want to fetch it
+	Size          uint64                 `protobuf:"varint,9,opt,name=size,proto3" json:"size,omitempty"`                                      // bytes of the file
+	ModelContext  uint32                 `protobuf:"varint,10,opt,name=model_context,json=modelContext,proto3" json:"model_context,omitempty"` // tokens; the model's own context, which bounds an answer
+	Embed         uint32                 `protobuf:"varint,11,opt,name=embed,proto3" json:"embed,omitempty"`                                   // width of the vectors that it makes of texts; 0: it makes none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Capability) Reset() {
 	*x = Capability{}
-	mi := &file_inference_proto_msgTypes[8]
+	mi := &file_inference_inferencepb_inference_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -891,7 +970,7 @@ func (x *Capability) String() string {
 func (*Capability) ProtoMessage() {}
 
 func (x *Capability) ProtoReflect() protoreflect.Message {
-	mi := &file_inference_proto_msgTypes[8]
+	mi := &file_inference_inferencepb_inference_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -904,7 +983,7 @@ func (x *Capability) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Capability.ProtoReflect.Descriptor instead.
 func (*Capability) Descriptor() ([]byte, []int) {
-	return file_inference_proto_rawDescGZIP(), []int{8}
+	return file_inference_inferencepb_inference_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Capability) GetModel() []byte {
@@ -970,6 +1049,20 @@ func (x *Capability) GetSize() uint64 {
 	return 0
 }
 
+func (x *Capability) GetModelContext() uint32 {
+	if x != nil {
+		return x.ModelContext
+	}
+	return 0
+}
+
+func (x *Capability) GetEmbed() uint32 {
+	if x != nil {
+		return x.Embed
+	}
+	return 0
+}
+
 // OfferAsk asks a host for its load and price now.
 type OfferAsk struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -983,7 +1076,7 @@ type OfferAsk struct {
 
 func (x *OfferAsk) Reset() {
 	*x = OfferAsk{}
-	mi := &file_inference_proto_msgTypes[9]
+	mi := &file_inference_inferencepb_inference_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -995,7 +1088,7 @@ func (x *OfferAsk) String() string {
 func (*OfferAsk) ProtoMessage() {}
 
 func (x *OfferAsk) ProtoReflect() protoreflect.Message {
-	mi := &file_inference_proto_msgTypes[9]
+	mi := &file_inference_inferencepb_inference_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1008,7 +1101,7 @@ func (x *OfferAsk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OfferAsk.ProtoReflect.Descriptor instead.
 func (*OfferAsk) Descriptor() ([]byte, []int) {
-	return file_inference_proto_rawDescGZIP(), []int{9}
+	return file_inference_inferencepb_inference_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *OfferAsk) GetModel() []byte {
@@ -1057,7 +1150,7 @@ type Offer struct {
 
 func (x *Offer) Reset() {
 	*x = Offer{}
-	mi := &file_inference_proto_msgTypes[10]
+	mi := &file_inference_inferencepb_inference_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1069,7 +1162,7 @@ func (x *Offer) String() string {
 func (*Offer) ProtoMessage() {}
 
 func (x *Offer) ProtoReflect() protoreflect.Message {
-	mi := &file_inference_proto_msgTypes[10]
+	mi := &file_inference_inferencepb_inference_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1082,7 +1175,7 @@ func (x *Offer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Offer.ProtoReflect.Descriptor instead.
 func (*Offer) Descriptor() ([]byte, []int) {
-	return file_inference_proto_rawDescGZIP(), []int{10}
+	return file_inference_inferencepb_inference_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Offer) GetAccept() bool {
@@ -1160,7 +1253,7 @@ type OfferCall struct {
 
 func (x *OfferCall) Reset() {
 	*x = OfferCall{}
-	mi := &file_inference_proto_msgTypes[11]
+	mi := &file_inference_inferencepb_inference_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1172,7 +1265,7 @@ func (x *OfferCall) String() string {
 func (*OfferCall) ProtoMessage() {}
 
 func (x *OfferCall) ProtoReflect() protoreflect.Message {
-	mi := &file_inference_proto_msgTypes[11]
+	mi := &file_inference_inferencepb_inference_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1185,7 +1278,7 @@ func (x *OfferCall) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OfferCall.ProtoReflect.Descriptor instead.
 func (*OfferCall) Descriptor() ([]byte, []int) {
-	return file_inference_proto_rawDescGZIP(), []int{11}
+	return file_inference_inferencepb_inference_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *OfferCall) GetAsk() *OfferAsk {
@@ -1222,7 +1315,7 @@ type Task struct {
 
 func (x *Task) Reset() {
 	*x = Task{}
-	mi := &file_inference_proto_msgTypes[12]
+	mi := &file_inference_inferencepb_inference_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1234,7 +1327,7 @@ func (x *Task) String() string {
 func (*Task) ProtoMessage() {}
 
 func (x *Task) ProtoReflect() protoreflect.Message {
-	mi := &file_inference_proto_msgTypes[12]
+	mi := &file_inference_inferencepb_inference_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1247,7 +1340,7 @@ func (x *Task) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Task.ProtoReflect.Descriptor instead.
 func (*Task) Descriptor() ([]byte, []int) {
-	return file_inference_proto_rawDescGZIP(), []int{12}
+	return file_inference_inferencepb_inference_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Task) GetNetwork() string {
@@ -1338,7 +1431,7 @@ type Cancel struct {
 
 func (x *Cancel) Reset() {
 	*x = Cancel{}
-	mi := &file_inference_proto_msgTypes[13]
+	mi := &file_inference_inferencepb_inference_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1350,7 +1443,7 @@ func (x *Cancel) String() string {
 func (*Cancel) ProtoMessage() {}
 
 func (x *Cancel) ProtoReflect() protoreflect.Message {
-	mi := &file_inference_proto_msgTypes[13]
+	mi := &file_inference_inferencepb_inference_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1363,7 +1456,7 @@ func (x *Cancel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cancel.ProtoReflect.Descriptor instead.
 func (*Cancel) Descriptor() ([]byte, []int) {
-	return file_inference_proto_rawDescGZIP(), []int{13}
+	return file_inference_inferencepb_inference_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Cancel) GetRequest() []byte {
@@ -1394,7 +1487,7 @@ type InferCall struct {
 
 func (x *InferCall) Reset() {
 	*x = InferCall{}
-	mi := &file_inference_proto_msgTypes[14]
+	mi := &file_inference_inferencepb_inference_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1406,7 +1499,7 @@ func (x *InferCall) String() string {
 func (*InferCall) ProtoMessage() {}
 
 func (x *InferCall) ProtoReflect() protoreflect.Message {
-	mi := &file_inference_proto_msgTypes[14]
+	mi := &file_inference_inferencepb_inference_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1419,7 +1512,7 @@ func (x *InferCall) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InferCall.ProtoReflect.Descriptor instead.
 func (*InferCall) Descriptor() ([]byte, []int) {
-	return file_inference_proto_rawDescGZIP(), []int{14}
+	return file_inference_inferencepb_inference_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *InferCall) GetRequest() *Signed {
@@ -1450,11 +1543,11 @@ func (x *InferCall) GetPrefixReceipt() *Signed {
 	return nil
 }
 
-var File_inference_proto protoreflect.FileDescriptor
+var File_inference_inferencepb_inference_proto protoreflect.FileDescriptor
 
-const file_inference_proto_rawDesc = "" +
+const file_inference_inferencepb_inference_proto_rawDesc = "" +
 	"\n" +
-	"\x0finference.proto\x12\x11mesh.inference.v1\"\x8c\x01\n" +
+	"%inference/inferencepb/inference.proto\x12\x11mesh.inference.v1\"\x8c\x01\n" +
 	"\aMessage\x12\x12\n" +
 	"\x04role\x18\x01 \x01(\tR\x04role\x12\x18\n" +
 	"\acontent\x18\x02 \x01(\tR\acontent\x12\x12\n" +
@@ -1475,7 +1568,11 @@ const file_inference_proto_rawDesc = "" +
 	"\x10presence_penalty\x18\x06 \x01(\x02R\x0fpresencePenalty\x12-\n" +
 	"\x12repetition_penalty\x18\a \x01(\x02R\x11repetitionPenalty\x12;\n" +
 	"\n" +
-	"logit_bias\x18\b \x03(\v2\x1c.mesh.inference.v1.LogitBiasR\tlogitBias\"\x99\x02\n" +
+	"logit_bias\x18\b \x03(\v2\x1c.mesh.inference.v1.LogitBiasR\tlogitBias\"4\n" +
+	"\n" +
+	"Constraint\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04text\x18\x02 \x01(\tR\x04text\"\x93\x03\n" +
 	"\bQuestion\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\fR\x05model\x126\n" +
 	"\bmessages\x18\x02 \x03(\v2\x1a.mesh.inference.v1.MessageR\bmessages\x12\x16\n" +
@@ -1485,7 +1582,13 @@ const file_inference_proto_rawDesc = "" +
 	"\vtool_choice\x18\x06 \x01(\tR\n" +
 	"toolChoice\x127\n" +
 	"\bsampling\x18\a \x01(\v2\x1b.mesh.inference.v1.SamplingR\bsampling\x12\x12\n" +
-	"\x04seed\x18\b \x01(\x04R\x04seed\"\xe1\x02\n" +
+	"\x04seed\x18\b \x01(\x04R\x04seed\x12#\n" +
+	"\rtemplate_args\x18\t \x01(\tR\ftemplateArgs\x12=\n" +
+	"\n" +
+	"constraint\x18\n" +
+	" \x01(\v2\x1d.mesh.inference.v1.ConstraintR\n" +
+	"constraint\x12\x14\n" +
+	"\x05embed\x18\v \x01(\bR\x05embed\"\xe1\x02\n" +
 	"\aRequest\x12\x18\n" +
 	"\anetwork\x18\x01 \x01(\tR\anetwork\x12\x1a\n" +
 	"\bquestion\x18\x02 \x01(\fR\bquestion\x12\x18\n" +
@@ -1541,7 +1644,7 @@ const file_inference_proto_rawDesc = "" +
 	"\x05epoch\x18\x15 \x01(\x04R\x05epoch\x12\x14\n" +
 	"\x05nonce\x18\x16 \x01(\fR\x05nonce\x12\x1f\n" +
 	"\vprefix_host\x18\x17 \x01(\fR\n" +
-	"prefixHost\"\x96\x02\n" +
+	"prefixHost\"\xd1\x02\n" +
 	"\n" +
 	"Capability\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\fR\x05model\x12\x12\n" +
@@ -1552,7 +1655,10 @@ const file_inference_proto_rawDesc = "" +
 	"\fprice_output\x18\x06 \x01(\x04R\vpriceOutput\x12\x14\n" +
 	"\x05slots\x18\a \x01(\rR\x05slots\x12\x12\n" +
 	"\x04root\x18\b \x01(\fR\x04root\x12\x12\n" +
-	"\x04size\x18\t \x01(\x04R\x04size\"~\n" +
+	"\x04size\x18\t \x01(\x04R\x04size\x12#\n" +
+	"\rmodel_context\x18\n" +
+	" \x01(\rR\fmodelContext\x12\x14\n" +
+	"\x05embed\x18\v \x01(\rR\x05embed\"~\n" +
 	"\bOfferAsk\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\fR\x05model\x12#\n" +
 	"\rprompt_tokens\x18\x02 \x01(\rR\fpromptTokens\x12\x1d\n" +
@@ -1600,73 +1706,75 @@ const file_inference_proto_rawDesc = "" +
 	"\x0eprefix_receipt\x18\x04 \x01(\v2\x19.mesh.inference.v1.SignedR\rprefixReceiptB2Z0github.com/gonka-mesh/mesh/inference/inferencepbb\x06proto3"
 
 var (
-	file_inference_proto_rawDescOnce sync.Once
-	file_inference_proto_rawDescData []byte
+	file_inference_inferencepb_inference_proto_rawDescOnce sync.Once
+	file_inference_inferencepb_inference_proto_rawDescData []byte
 )
 
-func file_inference_proto_rawDescGZIP() []byte {
-	file_inference_proto_rawDescOnce.Do(func() {
-		file_inference_proto_rawDescData = protoimpl.X.CompressGZIP(unsafe.Slice(unsafe.StringData(file_inference_proto_rawDesc), len(file_inference_proto_rawDesc)))
+func file_inference_inferencepb_inference_proto_rawDescGZIP() []byte {
+	file_inference_inferencepb_inference_proto_rawDescOnce.Do(func() {
+		file_inference_inferencepb_inference_proto_rawDescData = protoimpl.X.CompressGZIP(unsafe.Slice(unsafe.StringData(file_inference_inferencepb_inference_proto_rawDesc), len(file_inference_inferencepb_inference_proto_rawDesc)))
 	})
-	return file_inference_proto_rawDescData
+	return file_inference_inferencepb_inference_proto_rawDescData
 }
 
-var file_inference_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
-var file_inference_proto_goTypes = []any{
+var file_inference_inferencepb_inference_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_inference_inferencepb_inference_proto_goTypes = []any{
 	(*Message)(nil),     // 0: mesh.inference.v1.Message
 	(*LogitBias)(nil),   // 1: mesh.inference.v1.LogitBias
 	(*Sampling)(nil),    // 2: mesh.inference.v1.Sampling
-	(*Question)(nil),    // 3: mesh.inference.v1.Question
-	(*Request)(nil),     // 4: mesh.inference.v1.Request
-	(*Signed)(nil),      // 5: mesh.inference.v1.Signed
-	(*Fingerprint)(nil), // 6: mesh.inference.v1.Fingerprint
-	(*Receipt)(nil),     // 7: mesh.inference.v1.Receipt
-	(*Capability)(nil),  // 8: mesh.inference.v1.Capability
-	(*OfferAsk)(nil),    // 9: mesh.inference.v1.OfferAsk
-	(*Offer)(nil),       // 10: mesh.inference.v1.Offer
-	(*OfferCall)(nil),   // 11: mesh.inference.v1.OfferCall
-	(*Task)(nil),        // 12: mesh.inference.v1.Task
-	(*Cancel)(nil),      // 13: mesh.inference.v1.Cancel
-	(*InferCall)(nil),   // 14: mesh.inference.v1.InferCall
+	(*Constraint)(nil),  // 3: mesh.inference.v1.Constraint
+	(*Question)(nil),    // 4: mesh.inference.v1.Question
+	(*Request)(nil),     // 5: mesh.inference.v1.Request
+	(*Signed)(nil),      // 6: mesh.inference.v1.Signed
+	(*Fingerprint)(nil), // 7: mesh.inference.v1.Fingerprint
+	(*Receipt)(nil),     // 8: mesh.inference.v1.Receipt
+	(*Capability)(nil),  // 9: mesh.inference.v1.Capability
+	(*OfferAsk)(nil),    // 10: mesh.inference.v1.OfferAsk
+	(*Offer)(nil),       // 11: mesh.inference.v1.Offer
+	(*OfferCall)(nil),   // 12: mesh.inference.v1.OfferCall
+	(*Task)(nil),        // 13: mesh.inference.v1.Task
+	(*Cancel)(nil),      // 14: mesh.inference.v1.Cancel
+	(*InferCall)(nil),   // 15: mesh.inference.v1.InferCall
 }
-var file_inference_proto_depIdxs = []int32{
+var file_inference_inferencepb_inference_proto_depIdxs = []int32{
 	1,  // 0: mesh.inference.v1.Sampling.logit_bias:type_name -> mesh.inference.v1.LogitBias
 	0,  // 1: mesh.inference.v1.Question.messages:type_name -> mesh.inference.v1.Message
 	2,  // 2: mesh.inference.v1.Question.sampling:type_name -> mesh.inference.v1.Sampling
-	6,  // 3: mesh.inference.v1.Receipt.fingerprint:type_name -> mesh.inference.v1.Fingerprint
-	6,  // 4: mesh.inference.v1.Capability.fingerprint:type_name -> mesh.inference.v1.Fingerprint
-	8,  // 5: mesh.inference.v1.Offer.capability:type_name -> mesh.inference.v1.Capability
-	9,  // 6: mesh.inference.v1.OfferCall.ask:type_name -> mesh.inference.v1.OfferAsk
-	10, // 7: mesh.inference.v1.OfferCall.offer:type_name -> mesh.inference.v1.Offer
-	5,  // 8: mesh.inference.v1.InferCall.request:type_name -> mesh.inference.v1.Signed
-	5,  // 9: mesh.inference.v1.InferCall.prefix_receipt:type_name -> mesh.inference.v1.Signed
-	10, // [10:10] is the sub-list for method output_type
-	10, // [10:10] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	3,  // 3: mesh.inference.v1.Question.constraint:type_name -> mesh.inference.v1.Constraint
+	7,  // 4: mesh.inference.v1.Receipt.fingerprint:type_name -> mesh.inference.v1.Fingerprint
+	7,  // 5: mesh.inference.v1.Capability.fingerprint:type_name -> mesh.inference.v1.Fingerprint
+	9,  // 6: mesh.inference.v1.Offer.capability:type_name -> mesh.inference.v1.Capability
+	10, // 7: mesh.inference.v1.OfferCall.ask:type_name -> mesh.inference.v1.OfferAsk
+	11, // 8: mesh.inference.v1.OfferCall.offer:type_name -> mesh.inference.v1.Offer
+	6,  // 9: mesh.inference.v1.InferCall.request:type_name -> mesh.inference.v1.Signed
+	6,  // 10: mesh.inference.v1.InferCall.prefix_receipt:type_name -> mesh.inference.v1.Signed
+	11, // [11:11] is the sub-list for method output_type
+	11, // [11:11] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
-func init() { file_inference_proto_init() }
-func file_inference_proto_init() {
-	if File_inference_proto != nil {
+func init() { file_inference_inferencepb_inference_proto_init() }
+func file_inference_inferencepb_inference_proto_init() {
+	if File_inference_inferencepb_inference_proto != nil {
 		return
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
-			RawDescriptor: unsafe.Slice(unsafe.StringData(file_inference_proto_rawDesc), len(file_inference_proto_rawDesc)),
+			RawDescriptor: unsafe.Slice(unsafe.StringData(file_inference_inferencepb_inference_proto_rawDesc), len(file_inference_inferencepb_inference_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   15,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
-		GoTypes:           file_inference_proto_goTypes,
-		DependencyIndexes: file_inference_proto_depIdxs,
-		MessageInfos:      file_inference_proto_msgTypes,
+		GoTypes:           file_inference_inferencepb_inference_proto_goTypes,
+		DependencyIndexes: file_inference_inferencepb_inference_proto_depIdxs,
+		MessageInfos:      file_inference_inferencepb_inference_proto_msgTypes,
 	}.Build()
-	File_inference_proto = out.File
-	file_inference_proto_goTypes = nil
-	file_inference_proto_depIdxs = nil
+	File_inference_inferencepb_inference_proto = out.File
+	file_inference_inferencepb_inference_proto_goTypes = nil
+	file_inference_inferencepb_inference_proto_depIdxs = nil
 }

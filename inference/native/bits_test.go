@@ -47,7 +47,7 @@ func randomGeneration(r *rand.Rand, vocab, prompt, tokens int) inference.Generat
 // hashLogits hashes the bits of the logits after every token.
 func hashLogits(t *testing.T, e *Engine, tokens []int32) mesh.Hash {
 	t.Helper()
-	logits, err := e.Logits(tokens)
+	logits, err := scoreLogits(e, tokens)
 	if err != nil {
 		t.Fatal(err)
 	}

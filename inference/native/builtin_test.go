@@ -63,7 +63,7 @@ func TestGolden(t *testing.T) {
 				if !slices.Equal(a.ids(), p.Greedy) {
 					t.Errorf("%q: greedy ids %v, want %v", p.Text, a.ids(), p.Greedy)
 				}
-				logits, err := e.Logits(slices.Concat(p.IDs, p.Greedy))
+				logits, err := scoreLogits(e, slices.Concat(p.IDs, p.Greedy))
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -183,14 +183,17 @@ func TestHidden(t *testing.T) {
 	g := generation(3, 10, 5)
 	a := mustAsk(t, e, g)
 	tokens := append(slices.Clone(g.Prompt), a.ids()...)
-	if _, err := e.Logits(tokens); err != nil { // leaves the leaves of its last step
+	var leaves []mesh.Hash
+	err := e.Score(t.Context(), inference.Scoring{Tokens: tokens}, func(p inference.Position) error {
+		leaves = append(leaves, p.Hidden)
+		return nil
+	})
+	if err != nil {
 		t.Fatal(err)
 	}
-	e.compute.Lock()
-	defer e.compute.Unlock()
 	for i, tok := range a.tokens {
-		if n := len(g.Prompt) + i; tok.Positions != n || tok.Hidden != merkle.Root(e.graph.leaves[:n]) {
-			t.Errorf("token %d has %d positions, root %v, want %d, %v", i, tok.Positions, tok.Hidden.Short(), n, merkle.Root(e.graph.leaves[:n]).Short())
+		if n := len(g.Prompt) + i; tok.Positions != n || tok.Hidden != merkle.Root(leaves[:n]) {
+			t.Errorf("token %d has %d positions, root %v, want %d, %v", i, tok.Positions, tok.Hidden.Short(), n, merkle.Root(leaves[:n]).Short())
 		}
 	}
 }
@@ -200,7 +203,7 @@ func TestLogProbs(t *testing.T) {
 	g := generation(4, 8, 3)
 	g.Top, g.Sampling = 5, nil
 	a := mustAsk(t, e, g)
-	logits, err := e.Logits(append(slices.Clone(g.Prompt), a.ids()...))
+	logits, err := scoreLogits(e, append(slices.Clone(g.Prompt), a.ids()...))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,7 +13,7 @@ func (e *Engine) isEnd(id int32) bool { return e.tokenizer.IsEnd(id) }
 // Generate decodes one choice. The token that ends an answer is emitted too, as its
 // last. Tokens are drawn with the tape key and their index in the output, so an
 // answer continued from a prefix equals the undisturbed one. A slow emit holds up
-// this answer's caller and nothing else.
+// this answer and nothing else: it is computed no further than a few tokens ahead.
 func (e *Engine) Generate(ctx context.Context, g inference.Generation, emit func(inference.Token) error) (inference.Finish, error) {
 	s, err := e.newSequence(g)
 	if err != nil {
@@ -38,6 +38,9 @@ func (e *Engine) Generate(ctx context.Context, g inference.Generation, emit func
 		}
 		tokens, worked, reason, err := s.out.take(spare)
 		spare = tokens
+		if len(tokens) >= maxWaiting {
+			e.stir() // nothing was computed meanwhile
+		}
 		if worked && g.Progress != nil {
 			g.Progress()
 		}
@@ -61,6 +64,14 @@ func (e *Engine) submit(s *sequence) error {
 	if e.closed {
 		return errClosed
 	}
+	s.group = e.groups[s.g.Group]
+	if s.group == nil {
+		s.group = &group{key: s.g.Group}
+		e.groups[s.g.Group] = s.group
+	}
+	s.group.members++
+	e.arrived++
+	s.number, s.since = e.arrived, e.clock()
 	e.queue = append(e.queue, s)
 	e.stir()
 	return nil
@@ -73,6 +84,9 @@ func (e *Engine) leave(s *sequence) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.queue = slices.DeleteFunc(e.queue, func(q *sequence) bool { return q == s })
+	if s.group.members--; s.group.members == 0 && e.groups[s.group.key] == s.group {
+		delete(e.groups, s.group.key)
+	}
 	e.stir()
 }
 

@@ -9,11 +9,13 @@ import (
 
 	"github.com/gonka-mesh/mesh"
 	"github.com/gonka-mesh/mesh/inference/kernel"
+	"github.com/gonka-mesh/mesh/inference/model"
 )
 
 // input is one token of a step.
 type input struct {
 	token    int32
+	embedded []float32 // [width], in the place of the token's embedding; nil: the token's
 	position int
 	cache    []*kernel.Cache // of its sequence, one for each layer
 	logits   bool            // wanted
@@ -33,6 +35,9 @@ type graph struct {
 	ffn    []float32 // [T][2*ffn], gate and up
 	act    []float32 // [T][ffn]
 	angles []float32 // [T][dim], cosines then sines
+	local  []float32 // [T][dim], those of layers with a window of their own frequencies
+	picked []float32 // [wanted][width], hidden states whose logits are wanted
+	mix    mixture
 	part   []float32 // one matrix of a product that is not stacked
 	acts   kernel.Activations
 	query  []kernel.Query
@@ -40,19 +45,22 @@ type graph struct {
 
 	// The results of the last step.
 	bad    []bool      // [T]: a value left the numeric contract
-	leaves []mesh.Hash // [T]: H(little-endian bits of the hidden state after the last norm)
+	states []float32   // [T][width], after the last norm
+	leaves []mesh.Hash // [T]: H(little-endian bits of the state)
 	logits []float32   // [wanted][vocab]
 
 	bits  []byte
 	layer int // that rotate and store work on
+	units int // hidden units that gate works on
 	// The work on rows, as functions that are made once: made in a step, they would
 	// be garbage.
-	embedFn, rotateFn, storeFn, gateFn, leafFn func(lo, hi int)
+	embedFn, rotateFn, storeFn, gateFn, leafFn, routeFn, mixFn func(lo, hi int)
 }
 
 func newGraph(net *network, pool *kernel.Pool) *graph {
 	g := &graph{net: net, pool: pool}
 	g.embedFn, g.rotateFn, g.storeFn, g.gateFn, g.leafFn = g.embed, g.rotate, g.store, g.gate, g.leaf
+	g.routeFn, g.mixFn = g.route, g.mixRows
 	return g
 }
 
@@ -72,9 +80,8 @@ func (g *graph) step() {
 	resize(&g.y, t*n.Width)
 	resize(&g.qkv, t*n.stride())
 	resize(&g.mixed, t*n.Heads*n.HeadDim)
-	resize(&g.ffn, t*2*n.FFN)
-	resize(&g.act, t*n.FFN)
 	resize(&g.angles, t*n.HeadDim)
+	resize(&g.local, t*2*len(n.local.Frequencies))
 	resize(&g.bits, t*n.Width*4)
 	resize(&g.leaves, t)
 	g.runs = g.runs[:0]
@@ -86,10 +93,12 @@ func (g *graph) step() {
 	}
 	g.pool.Run(t, 8, g.embedFn)
 	for i := range n.layers {
-		g.attention(i)
-		g.feedForward(i)
+		g.layer = i
+		g.attention(&n.layers[i])
+		g.feedForward(&n.layers[i])
 	}
-	g.pool.RMSNorm(g.y, g.x, n.norm, n.Eps)
+	g.states = g.y
+	g.pool.RMSNorm(g.states, g.x, n.norm, n.Eps)
 	g.pool.Run(t, 8, g.leafFn)
 	g.head()
 }
@@ -98,33 +107,55 @@ func (g *graph) step() {
 func (n *network) stride() int { return (n.Heads + 2*n.KVHeads) * n.HeadDim }
 
 func (g *graph) embed(lo, hi int) {
-	w, d := g.net.Width, g.net.HeadDim
+	n, w, d, local := g.net, g.net.Width, g.net.HeadDim, 2*len(g.net.local.Frequencies)
 	for t := lo; t < hi; t++ {
-		g.net.embed.Row(int(g.inputs[t].token), g.x[t*w:(t+1)*w])
-		g.net.rope.Angles(g.angles[t*d:(t+1)*d], g.inputs[t].position)
+		in, row := &g.inputs[t], g.x[t*w:(t+1)*w]
+		if in.embedded != nil {
+			copy(row, in.embedded)
+		} else {
+			n.embed.Row(int(in.token), row)
+			if n.EmbedScale != 1 {
+				for i := range row {
+					row[i] *= n.EmbedScale
+				}
+			}
+		}
+		n.rope.Angles(g.angles[t*d:(t+1)*d], in.position)
+		n.local.Angles(g.local[t*local:(t+1)*local], in.position)
 	}
 }
 
-// attention adds the first half of layer i to x.
-func (g *graph) attention(i int) {
-	n, l, t := g.net, &g.net.layers[i], len(g.inputs)
+// attention adds the first half of a layer to x.
+func (g *graph) attention(l *layer) {
+	n, t := g.net, len(g.inputs)
 	g.pool.RMSNorm(g.y, g.x, l.attnNorm, n.Eps)
 	g.mul(g.qkv, &l.qkv, g.y, n.Width)
-	g.layer = i
 	g.pool.Run(t, 8, g.rotateFn)
 	g.pool.Run(len(g.runs), 4, g.storeFn)
 	q, stride := n.Heads*n.HeadDim, n.stride()
 	g.query = g.query[:0]
 	for j := range g.inputs {
 		in := &g.inputs[j]
+		first := 0
+		if l.local {
+			first = max(0, in.position-n.Window+1)
+		}
 		g.query = append(g.query, kernel.Query{
-			Cache: in.cache[i], Position: in.position, Q: g.qkv[j*stride:][:q], Out: g.mixed[j*q:][:q],
+			Cache: in.cache[g.layer], First: first, Position: in.position, Q: g.qkv[j*stride:][:q], Out: g.mixed[j*q:][:q],
 		})
 	}
-	g.pool.Attention(g.query, n.Heads, n.scale)
+	g.pool.Attention(g.query, n.Heads, n.AttnScale, n.AttnCap)
 	g.mul(g.y, &l.out, g.mixed, q)
 	if l.outBias != nil {
 		kernel.AddBias(g.y, l.outBias)
+	}
+	g.addResidual(l.postAttnNorm)
+}
+
+// addResidual adds y, normed if there are weights for that, to x.
+func (g *graph) addResidual(norm []float32) {
+	if norm != nil {
+		g.pool.RMSNorm(g.y, g.y, norm, g.net.Eps)
 	}
 	kernel.Add(g.x, g.y)
 }
@@ -133,6 +164,10 @@ func (g *graph) attention(i int) {
 func (g *graph) rotate(lo, hi int) {
 	n, l := g.net, &g.net.layers[g.layer]
 	q, k, stride := n.Heads*n.HeadDim, (n.Heads+n.KVHeads)*n.HeadDim, n.stride()
+	rope, angles := &n.rope, g.angles
+	if l.local && n.local.Frequencies != nil {
+		rope, angles = &n.local, g.local
+	}
 	for t := lo; t < hi; t++ {
 		row := g.qkv[t*stride : (t+1)*stride]
 		if l.qkvBias != nil {
@@ -142,7 +177,7 @@ func (g *graph) rotate(lo, hi int) {
 			normHeads(row[:q], l.qNorm, n.Eps)
 			normHeads(row[q:k], l.kNorm, n.Eps)
 		}
-		n.rope.Rotate(row[:k], n.HeadDim, g.angles[t*n.HeadDim:(t+1)*n.HeadDim])
+		rope.Rotate(row[:k], n.HeadDim, angles[t*n.HeadDim:(t+1)*n.HeadDim])
 	}
 }
 
@@ -173,42 +208,66 @@ func normHeads(x, weight []float32, eps float32) {
 	}
 }
 
-// feedForward adds the second half of layer i to x.
-func (g *graph) feedForward(i int) {
-	n, l := g.net, &g.net.layers[i]
+// feedForward adds the second half of a layer to x.
+func (g *graph) feedForward(l *layer) {
+	n := g.net
 	g.pool.RMSNorm(g.y, g.x, l.ffnNorm, n.Eps)
-	g.mul(g.ffn, &l.gateUp, g.y, n.Width)
-	g.pool.Run(len(g.inputs), max(1, 8192/n.FFN), g.gateFn)
-	g.mul(g.y, &l.down, g.act, n.FFN)
-	kernel.Add(g.x, g.y)
+	if l.experts != nil {
+		g.mixExperts(l)
+	} else {
+		for _, t := range g.gated(g.y, g.y, &l.mlp, len(g.inputs), n.FFN) {
+			g.bad[t] = true
+		}
+	}
+	g.addResidual(l.postFFNNorm)
 }
 
-// gate writes silu(gate)*up of rows.
+// gated runs rows of x through a feed-forward network of that many hidden units and
+// returns those that the 8-bit form cannot hold. dst may be x.
+func (g *graph) gated(dst, x []float32, m *mlp, rows, units int) (bad []int) {
+	resize(&g.ffn, rows*2*units)
+	resize(&g.act, rows*units)
+	g.acts.Set(x, rows, g.net.Width)
+	bad = g.product(g.ffn, &m.gateUp, rows)
+	g.units = units
+	g.pool.Run(rows, max(1, 8192/units), g.gateFn)
+	g.acts.Set(g.act, rows, units)
+	return append(bad, g.product(dst, &m.down, rows)...)
+}
+
+// gate writes the activation of gate, times up, of rows.
 func (g *graph) gate(lo, hi int) {
-	f := g.net.FFN
+	f := g.units
 	for t := lo; t < hi; t++ {
 		row := g.ffn[t*2*f : (t+1)*2*f]
-		kernel.SiLUMul(g.act[t*f:(t+1)*f], row[:f], row[f:])
+		if g.net.Activation == model.GELUTanh {
+			kernel.GELUMul(g.act[t*f:(t+1)*f], row[:f], row[f:])
+		} else {
+			kernel.SiLUMul(g.act[t*f:(t+1)*f], row[:f], row[f:])
+		}
 	}
 }
 
 // head computes the logits that are wanted.
 func (g *graph) head() {
 	n, w := g.net, g.net.Width
-	wanted := 0
+	g.picked = g.picked[:0]
 	for t := range g.inputs {
 		if g.inputs[t].logits {
-			copy(g.y[wanted*w:(wanted+1)*w], g.y[t*w:(t+1)*w])
-			wanted++
+			g.picked = append(g.picked, g.states[t*w:(t+1)*w]...)
 		}
 	}
+	wanted := len(g.picked) / w
 	resize(&g.logits, wanted*n.Vocab)
 	if wanted == 0 {
 		return
 	}
-	g.acts.Set(g.y, wanted, w)
+	g.acts.Set(g.picked, wanted, w)
 	for _, t := range g.product(g.logits, &n.head, wanted) {
 		g.bad[g.nthWanted(t)] = true
+	}
+	if n.LogitCap != 0 {
+		kernel.SoftCap(g.logits, n.LogitCap)
 	}
 }
 
@@ -266,7 +325,7 @@ func badTokens(err error) []int {
 func (g *graph) leaf(lo, hi int) {
 	w := g.net.Width
 	for t := lo; t < hi; t++ {
-		row := g.y[t*w : (t+1)*w]
+		row := g.states[t*w : (t+1)*w]
 		if !kernel.Finite(row) {
 			g.bad[t] = true
 		}

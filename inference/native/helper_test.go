@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"testing"
 
@@ -98,4 +99,15 @@ func mustAsk(t testing.TB, e *Engine, g inference.Generation) *answer {
 		t.Fatal(err)
 	}
 	return a
+}
+
+// scoreLogits returns the logits after each of the tokens.
+func scoreLogits(e *Engine, tokens []int32) ([][]float32, error) {
+	var out [][]float32
+	all := inference.Scoring{Tokens: tokens, Logits: func(int) bool { return true }}
+	err := e.Score(context.Background(), all, func(p inference.Position) error {
+		out = append(out, slices.Clone(p.Logits))
+		return nil
+	})
+	return out, err
 }

@@ -5,15 +5,20 @@
 //
 // One goroutine, the scheduler, computes steps. A step takes one token of every
 // answer in the making and a chunk of the prompts of newcomers (continuous
-// batching). Requests wait in a queue, first come first served, while all slots or
-// the memory for keys and values are taken.
+// batching); payers who ask at the same time have equal parts of it (group.go).
+// Requests wait in a queue while all slots or the memory for keys and values are
+// taken. Keys and values are kept in pages for prompts that begin alike (memory.go).
 package native
 
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"runtime"
 	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/gonka-mesh/mesh"
 	"github.com/gonka-mesh/mesh/inference"
@@ -34,6 +39,13 @@ type Config struct {
 	KV      string // how keys and values are stored, "f16" or "f32"; empty: f16
 	Chunk   int    // prompt tokens of a step; 0: as many as the machine computes in a moment
 
+	// Packed is a file of packed weights, which the next start maps instead of packing
+	// again: it is used if it fits, and written in the background if not. Empty, or
+	// without an ID: none.
+	Packed      string
+	PackedLimit int64        // bytes that it may have; 0: any number
+	Log         *slog.Logger // nil: none
+
 	// DequantizeToF32 computes with float32 weights and activations. That is another
 	// model to the contract, and its fingerprint says so; tests compare with it.
 	DequantizeToF32 bool
@@ -42,6 +54,7 @@ type Config struct {
 const (
 	defaultSlots  = 32
 	defaultMemory = 1 << 30
+	packedDelay   = 2 * time.Second // until the first answers are on their way
 )
 
 // errClosed reports a request to an engine that was closed.
@@ -51,10 +64,12 @@ var errClosed = errors.New("the engine is closed")
 type Engine struct {
 	info      inference.ModelInfo
 	net       *network
+	packed    *packedFile // nil: none
 	pool      *kernel.Pool
 	format    kernel.Format // of keys and values
 	tokenizer *model.Tokenizer
 	template  *model.Template // nil: the file has none
+	forms     forms           // of answers with a constraint
 	context   int
 	slots     int
 	chunk     int
@@ -62,10 +77,15 @@ type Engine struct {
 	compute sync.Mutex // held during a step
 	graph   *graph     // guarded by compute
 
-	mu     sync.Mutex
-	queue  []*sequence // guarded by mu; without a store
-	active int         // guarded by mu; sequences in the batch
-	closed bool        // guarded by mu
+	clock func() time.Time
+
+	mu      sync.Mutex
+	queue   []*sequence             // guarded by mu; without a store
+	active  int                     // guarded by mu; sequences in the batch
+	groups  map[mesh.Address]*group // guarded by mu; those of all sequences
+	arrived int                     // guarded by mu; sequences so far
+	pages   inference.Load          // guarded by mu; of it what the memory says
+	closed  bool                    // guarded by mu
 
 	wake chan struct{} // holds one element when the scheduler has something to look at
 	done chan struct{} // closed when the scheduler has ended
@@ -75,20 +95,27 @@ var _ inference.Engine = (*Engine)(nil)
 
 // Open packs the matrices of the file and starts the engine.
 func Open(cfg Config) (*Engine, error) {
-	e, err := open(cfg)
+	e, s, err := open(cfg)
 	if err != nil {
 		return nil, fmt.Errorf("open engine: %w", err)
 	}
+	go s.run()
+	e.packed.tend(packedDelay, func(mend func()) {
+		e.compute.Lock()
+		defer e.compute.Unlock()
+		mend()
+	})
 	return e, nil
 }
 
-func open(cfg Config) (*Engine, error) {
+// open returns the engine and its scheduler, which does not run yet.
+func open(cfg Config) (*Engine, *scheduler, error) {
 	c := cfg.File.Config
 	switch {
 	case cfg.Threads < 0 || cfg.Slots < 0 || cfg.Context < 0 || cfg.Memory < 0 || cfg.Chunk < 0:
-		return nil, errors.New("a negative setting")
+		return nil, nil, errors.New("a negative setting")
 	case cfg.Context > c.Context:
-		return nil, fmt.Errorf("context of %d tokens: the model was made for %d", cfg.Context, c.Context)
+		return nil, nil, fmt.Errorf("context of %d tokens: the model was made for %d", cfg.Context, c.Context)
 	}
 	if cfg.Threads == 0 {
 		cfg.Threads = runtime.GOMAXPROCS(0)
@@ -98,6 +125,7 @@ func open(cfg Config) (*Engine, error) {
 	}
 	e := &Engine{
 		slots: defaultIf(cfg.Slots, defaultSlots), chunk: cfg.Chunk,
+		clock: time.Now, groups: make(map[mesh.Address]*group),
 		wake: make(chan struct{}, 1), done: make(chan struct{}),
 	}
 	switch cfg.KV {
@@ -106,33 +134,40 @@ func open(cfg Config) (*Engine, error) {
 	case "f32":
 		e.format = kernel.F32
 	default:
-		return nil, fmt.Errorf("keys and values as %.20q: want f16 or f32", cfg.KV)
+		return nil, nil, fmt.Errorf("keys and values as %.20q: want f16 or f32", cfg.KV)
 	}
-	var err error
-	if e.tokenizer, err = cfg.File.Tokenizer(); err != nil {
-		return nil, err
-	}
+	// The tokenizer is made beside the weights.
+	var beside errgroup.Group
+	beside.Go(func() error { _, err := cfg.File.Tokenizer(); return err })
+	beside.Go(func() error { contract(); return nil })
+	defer func() { _ = beside.Wait() }() // the caller may close the file
 	// A file without a template still answers prompts; Encode says so when asked.
 	e.template, _ = cfg.File.Template()
 	memory, err := newMemory(c, e.format, defaultIf(cfg.Memory, defaultMemory))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	// One request alone must fit the memory.
 	e.context = min(defaultIf(cfg.Context, c.Context), memory.limit*pagePositions)
-	if e.net, err = load(cfg.File, cfg.Threads, cfg.DequantizeToF32); err != nil {
-		return nil, err
+	e.packed = openPacked(&cfg)
+	if e.net, err = load(cfg.File, cfg.Threads, cfg.DequantizeToF32, e.packed); err != nil {
+		e.packed.close()
+		return nil, nil, err
+	}
+	err = beside.Wait()
+	if e.tokenizer, _ = cfg.File.Tokenizer(); err != nil {
+		e.packed.close()
+		return nil, nil, err
 	}
 	e.info = inference.ModelInfo{
-		ID: cfg.ID, Name: cfg.Name, Context: e.context, Vocab: c.Vocab, Slots: e.slots, Bytes: cfg.File.Size(),
+		ID: cfg.ID, Name: cfg.Name, Context: e.context, ModelContext: c.Context, Vocab: c.Vocab, Slots: e.slots, Bytes: cfg.File.Size(), Embed: c.Width,
 		Fingerprint: &inferencepb.Fingerprint{
 			Engine: "native", EngineVersion: mesh.Version, Contract: contract(), Weights: e.net.formats, Kv: cfg.KV,
 		},
 	}
 	e.pool = kernel.NewPool(cfg.Threads)
 	e.graph = newGraph(e.net, e.pool)
-	go newScheduler(e, e.graph, memory).run()
-	return e, nil
+	return e, newScheduler(e, e.graph, memory), nil
 }
 
 // contract returns what this machine may claim: nothing, if its arithmetic does not
@@ -165,7 +200,9 @@ func (e *Engine) TokenBytes(id int32) []byte { return e.tokenizer.Piece(id) }
 func (e *Engine) Load() inference.Load {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return inference.Load{Active: e.active, Queued: len(e.queue)}
+	l := e.pages
+	l.Active, l.Queued = e.active, len(e.queue)
+	return l
 }
 
 // Encode returns the prompt of a question as token ids.
@@ -199,11 +236,19 @@ func (e *Engine) Encode(q *inferencepb.Question) ([]int32, error) {
 	if q.GetToolChoice() == `"none"` {
 		tools = ""
 	}
-	ids, err := e.template.Encode(messages, tools)
-	if errors.Is(err, model.ErrMessages) {
+	template := e.template
+	var err error
+	if args := q.GetTemplateArgs(); args != "" {
+		template, err = template.With(args)
+	}
+	var ids []int32
+	if err == nil {
+		ids, err = template.Encode(messages, tools)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("%w: %w", inference.ErrInvalid, err)
 	}
-	return ids, err
+	return ids, nil
 }
 
 // Close ends the running answers with finish reason aborted and frees the engine.
@@ -216,5 +261,6 @@ func (e *Engine) Close() error {
 	e.compute.Lock()
 	defer e.compute.Unlock()
 	e.pool.Close()
+	e.packed.close()
 	return nil
 }

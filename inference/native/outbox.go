@@ -6,9 +6,12 @@ import (
 	"github.com/gonka-mesh/mesh/inference"
 )
 
+// maxWaiting is how many tokens of an answer wait for its reader. While there are as
+// many, no more are computed.
+const maxWaiting = 64
+
 // outbox hands the tokens of one answer from the scheduler to the goroutine that
-// called Generate. The scheduler never waits for it: what the consumer has not
-// taken yet is kept, at most one token per token of the answer.
+// called Generate. The scheduler never waits for it.
 type outbox struct {
 	mu     sync.Mutex
 	tokens []inference.Token      // guarded by mu; not taken yet
@@ -53,6 +56,13 @@ func (o *outbox) end(finish inference.FinishReason, err error) {
 	o.finish, o.err = finish, err
 	o.mu.Unlock()
 	o.signal()
+}
+
+// full reports whether the reader has to take something before more is computed.
+func (o *outbox) full() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return len(o.tokens) >= maxWaiting
 }
 
 // take returns everything that came since the last call. spare is the slice of an

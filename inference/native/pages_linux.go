@@ -16,3 +16,12 @@ func dropPages(data []byte) {
 		_ = unix.Madvise(data[skip:skip+n], unix.MADV_DONTNEED)
 	}
 }
+
+// populate maps the pages of a mapped file before they are touched one by one, in
+// large pages where the system keeps the file in such.
+func populate(data []byte) {
+	_ = unix.Madvise(data, unix.MADV_HUGEPAGE)
+	if unix.Madvise(data, unix.MADV_POPULATE_READ) != nil {
+		_ = unix.Madvise(data, unix.MADV_WILLNEED)
+	}
+}

@@ -1,6 +1,8 @@
 package native
 
 import (
+	"cmp"
+	"runtime"
 	"slices"
 	"time"
 
@@ -16,10 +18,13 @@ const (
 	freeStep = 250 * time.Millisecond // otherwise
 
 	minChunk, maxChunk = 8, 256
+
+	// idleCheck is how often an engine without requests looks for what to forget.
+	idleCheck = time.Minute
 )
 
-// part is what a step computes of one sequence.
-type part struct {
+// piece is what a step computes of one sequence.
+type piece struct {
 	s      *sequence
 	first  int // index of its first input
 	n      int
@@ -35,10 +40,18 @@ type scheduler struct {
 	e        *Engine
 	graph    *graph // guarded by e.compute
 	memory   *memory
-	active   []*sequence // oldest first
-	parts    []part
+	active   []*sequence
+	groups   []*group // with something to compute in this step
+	pieces   []piece
+	wanted   int                  // logits of this step
 	samplers chan *kernel.Sampler // one for each thread
-	perInput time.Duration        // time to compute one more input in a step
+	cost     cost
+	steps    int
+	turns    int       // sequences that entered the batch
+	places   int       // pieces of all steps
+	checked  time.Time // when it was last looked for what to forget
+	company  time.Time // when several groups were last served
+	moved    bool      // a sequence left the batch for want of memory
 	conclude func(lo, hi int)
 }
 
@@ -49,7 +62,7 @@ func newScheduler(e *Engine, g *graph, m *memory) *scheduler {
 	}
 	s.conclude = func(lo, hi int) {
 		for i := lo; i < hi; i++ {
-			s.concludePart(&s.parts[i])
+			s.concludePiece(&s.pieces[i])
 		}
 	}
 	return s
@@ -58,15 +71,23 @@ func newScheduler(e *Engine, g *graph, m *memory) *scheduler {
 // run computes steps until the engine is closed.
 func (s *scheduler) run() {
 	defer close(s.e.done)
+	idle := time.NewTimer(idleCheck)
+	defer idle.Stop()
 	for s.admit() {
-		if len(s.active) == 0 {
-			s.memory.rest()
-			<-s.e.wake
+		if s.step() {
+			// Who takes the tokens would otherwise wait for a processor until the next step is over.
+			runtime.Gosched()
 			continue
 		}
-		s.e.compute.Lock()
-		s.step()
-		s.e.compute.Unlock()
+		// There is nothing to compute before somebody asks, reads or leaves.
+		if len(s.active) == 0 {
+			s.memory.rest()
+		}
+		idle.Reset(idleCheck)
+		select {
+		case <-s.e.wake:
+		case <-idle.C:
+		}
 	}
 }
 
@@ -83,128 +104,292 @@ func (s *scheduler) admit() bool {
 		s.active, e.queue, e.active = nil, nil, 0
 		return false
 	}
-	s.active = slices.DeleteFunc(s.active, func(q *sequence) bool {
-		gone := q.cancelled.Load()
-		if gone {
-			s.memory.give(q.store)
+	now := e.clock()
+	s.memory.now = now
+	if now.Sub(s.checked) > idleCheck {
+		s.checked = now
+		s.memory.expire()
+	}
+	for i := len(s.active) - 1; i >= 0; i-- {
+		if q := s.active[i]; q.cancelled.Load() {
+			s.remove(q)
 		}
-		return gone
-	})
-	for len(e.queue) > 0 && len(s.active) < e.slots {
-		q := e.queue[0]
-		var err error
-		// First come, first served: a short one does not overtake a long one.
-		if q.store, err = s.memory.take(len(q.tokens)); err == nil && q.store == nil {
+	}
+	for {
+		i := next(e.queue, now)
+		if i < 0 || !s.enter(e.queue[i]) {
 			break
 		}
-		e.queue = slices.Delete(e.queue, 0, 1)
-		if err != nil {
-			q.out.end(inference.FinishAborted, err)
-			continue
-		}
-		s.active = append(s.active, q)
+		e.queue = slices.Delete(e.queue, i, i+1)
 	}
-	e.active = len(s.active)
+	e.pages = s.memory.load()
 	return true
 }
 
+// enter takes a sequence of the queue into the batch. It reports false when it has to
+// wait: nobody behind it in its turn overtakes it. Called with e.mu held.
+func (s *scheduler) enter(q *sequence) bool {
+	for {
+		if len(s.active) >= s.e.slots && !s.makeRoom(q, func(g *group) int { return g.active }, 1) {
+			return false
+		}
+		store, computed, err := s.memory.take(q.g.Group, q.tokens)
+		if err != nil {
+			q.out.end(inference.FinishAborted, err)
+			return true
+		}
+		if store == nil {
+			if s.makeRoom(q, s.memory.usedBy, pagesFor(len(q.tokens))) {
+				continue
+			}
+			return false
+		}
+		q.store, q.computed = store, computed
+		q.commit()
+		s.turns++
+		s.active = append(s.active, q)
+		q.group.active++
+		q.group.turn = s.turns
+		s.e.active = len(s.active)
+		return true
+	}
+}
+
+// makeRoom takes a sequence out of the batch for q: one whose reader does not read, or
+// else one of the group that has most, if that has still as much as q's group then.
+// It is computed to its end later, with equal bits, from what is kept of it.
+func (s *scheduler) makeRoom(q *sequence, has func(*group) int, need int) bool {
+	var v *sequence
+	for _, a := range s.active {
+		switch {
+		case v == nil, a.out.full() && !v.out.full():
+			v = a
+		case v.out.full() && !a.out.full():
+		case a.group == v.group && yields(a, v), has(a.group) > has(v.group):
+			v = a
+		}
+	}
+	if v == nil || !v.out.full() && (v.group == q.group || has(v.group) < has(q.group)+2*need) {
+		return false
+	}
+	s.putBack(v)
+	return true
+}
+
+// putBack moves a sequence from the batch into the queue. Called with e.mu held.
+func (s *scheduler) putBack(q *sequence) {
+	s.remove(q)
+	q.computed = 0
+	if !q.cancelled.Load() { // else leave has looked into the queue already
+		s.e.queue = append(s.e.queue, q)
+	}
+	s.moved = true
+}
+
+// remove takes a sequence out of the batch and frees its memory. Called with e.mu held.
+func (s *scheduler) remove(q *sequence) {
+	i := slices.Index(s.active, q)
+	s.active = slices.Delete(s.active, i, i+1)
+	s.memory.give(q.store)
+	q.store = nil
+	q.group.active--
+	s.e.active, s.e.pages = len(s.active), s.memory.load()
+}
+
 // step computes one step of the batch: one token of each answer in the making, and
-// a chunk of the prompts.
-func (s *scheduler) step() {
-	s.plan()
-	if len(s.parts) == 0 {
-		return
+// a chunk of the prompts, as far as their groups' parts go. It reports false when
+// there is nothing to do.
+func (s *scheduler) step() bool {
+	if len(s.active) == 0 {
+		return false // and does not wait for checks that compute
 	}
-	start := time.Now()
+	s.e.compute.Lock()
+	defer s.e.compute.Unlock()
+	s.moved = false
+	start := s.e.clock()
+	s.plan(start)
+	if len(s.pieces) == 0 {
+		return s.moved
+	}
 	s.graph.step()
-	s.measure(len(s.graph.inputs), time.Since(start))
-	s.graph.pool.Run(len(s.parts), 1, s.conclude)
-	for i := range s.parts {
-		s.deliver(&s.parts[i])
-		s.parts[i] = part{}
+	s.graph.pool.Run(len(s.pieces), 1, s.conclude)
+	s.cost.observe(len(s.graph.inputs), s.e.clock().Sub(start))
+	for i := range s.pieces {
+		s.deliver(&s.pieces[i])
+		s.pieces[i] = piece{}
 	}
+	return true
 }
 
 // plan chooses the inputs of a step.
-func (s *scheduler) plan() {
-	g := s.graph
-	g.inputs, s.parts = g.inputs[:0], s.parts[:0]
-	room, wanted := s.chunk(), 0
-	for i := 0; i < len(s.active); i++ {
-		q := s.active[i]
-		n := len(q.tokens) - q.computed
-		if n > 1 {
-			n = min(n, room)
-			room -= n
-		}
-		if n == 0 || !s.reserve(q, q.computed+n) {
+func (s *scheduler) plan(now time.Time) {
+	s.graph.inputs, s.pieces, s.wanted = s.graph.inputs[:0], s.pieces[:0], 0
+	s.steps++
+	room := s.survey()
+	if len(s.groups) == 0 {
+		return
+	}
+	s.portion(now)
+	for _, g := range s.groups {
+		room -= s.serve(g, room)
+	}
+}
+
+// survey finds what could be computed, by group, and returns how many prompt tokens
+// the step may take.
+func (s *scheduler) survey() (room int) {
+	clear(s.groups)
+	s.groups = s.groups[:0]
+	decoding := 0
+	for _, q := range s.active {
+		if q.out.full() {
 			continue
 		}
-		p := part{s: q, first: len(g.inputs), n: n, logits: -1}
-		for pos := q.computed; pos < q.computed+n; pos++ {
-			last := pos == len(q.tokens)-1
-			if last {
-				p.logits = wanted
-				wanted++
-			}
-			g.inputs = append(g.inputs, input{token: q.tokens[pos], position: pos, cache: q.store.layers, logits: last})
+		g := q.group
+		if g.step != s.steps {
+			g.begin(s.steps)
+			s.groups = append(s.groups, g)
 		}
-		s.parts = append(s.parts, p)
+		g.fee = min(g.fee, q.g.Fee)
+		if len(q.tokens)-q.computed == 1 {
+			g.decoding = append(g.decoding, q)
+			decoding++
+		} else {
+			g.prompts = append(g.prompts, q)
+		}
 	}
+	room = s.chunk(decoding)
+	for _, g := range s.groups {
+		g.want = len(g.decoding)
+		for _, q := range g.prompts {
+			g.want += min(len(q.tokens)-q.computed, room)
+		}
+	}
+	return room
 }
 
-// chunk is the number of prompt tokens of the next step.
-func (s *scheduler) chunk() int {
-	if s.e.chunk > 0 {
+// chunk is the number of prompt tokens of the next step. They may take as long as the
+// answers in it do, so that neither holds up the other to more than twice its time.
+func (s *scheduler) chunk(decoding int) int {
+	switch {
+	case s.e.chunk > 0:
 		return s.e.chunk
-	}
-	if s.perInput == 0 {
+	case s.cost.each == 0:
 		return minChunk
+	case decoding == 0:
+		return min(max(int(freeStep/s.cost.each), minChunk), maxChunk)
 	}
-	target := freeStep
-	if slices.ContainsFunc(s.active, func(q *sequence) bool { return len(q.tokens)-q.computed == 1 }) {
-		target = busyStep
-	}
-	return min(max(int(target/s.perInput), minChunk), maxChunk)
+	return min(max(int(busyStep/s.cost.each), decoding+int(s.cost.base()), minChunk), maxChunk)
 }
 
-func (s *scheduler) measure(inputs int, d time.Duration) {
-	if inputs < minChunk {
-		return // mostly the time to read the weights once
+// portion gives each group its part of the step.
+func (s *scheduler) portion(now time.Time) {
+	if len(s.groups) > 1 {
+		low := s.groups[0].fee
+		for _, g := range s.groups {
+			low = min(low, g.fee)
+		}
+		for _, g := range s.groups {
+			g.weight = weightOf(g.fee, low)
+		}
+		s.company = now
+		divide(s.groups, s.cost.base())
+		return
 	}
-	each := d / time.Duration(inputs)
-	if s.perInput == 0 {
-		s.perInput = each
+	g := s.groups[0]
+	g.get = g.want
+	if now.Sub(s.company) < companyFor {
+		// Four times what a single token takes: enough for the weights to be well used.
+		g.get = min(g.want, int(4+3*s.cost.base()))
 	}
-	s.perInput += (each - s.perInput) / 8
 }
 
-// reserve makes room for a sequence. When memory is short the youngest sequences
-// leave the batch and are computed again later, with equal bits; it reports false
-// when q itself had to.
+// serve adds a group's part to the step and returns how many prompt tokens that has.
+func (s *scheduler) serve(g *group, room int) (prompt int) {
+	left := g.get
+	// A part that is too small for both is given to answers and prompts by turns.
+	g.flip = !g.flip && len(g.prompts) > 0 && len(g.decoding) >= left
+	if g.flip {
+		prompt = s.servePrompts(g, min(left, room))
+		left -= prompt
+	}
+	// Those that had to wait come first.
+	slices.SortFunc(g.decoding, func(a, b *sequence) int { return cmp.Compare(a.place, b.place) })
+	for _, q := range g.decoding {
+		if left > 0 && s.add(q, 1) {
+			left--
+		}
+	}
+	if !g.flip {
+		prompt = s.servePrompts(g, min(left, room))
+	}
+	return prompt
+}
+
+// servePrompts adds prompt tokens of a group, the oldest request's first.
+func (s *scheduler) servePrompts(g *group, room int) (taken int) {
+	slices.SortFunc(g.prompts, func(a, b *sequence) int { return cmp.Compare(a.number, b.number) })
+	for _, q := range g.prompts {
+		if taken >= room {
+			break
+		}
+		if q.store == nil {
+			continue // it had to leave for another
+		}
+		q.computed = s.memory.advance(q.store, q.tokens, q.computed)
+		q.commit()
+		if n := min(len(q.tokens)-q.computed, room-taken); s.add(q, n) {
+			taken += n
+		}
+	}
+	return taken
+}
+
+// add puts the next n inputs of a sequence into the step, if there is memory.
+func (s *scheduler) add(q *sequence, n int) bool {
+	if q.store == nil || !s.reserve(q, q.computed+n) {
+		return false
+	}
+	g := s.graph
+	p := piece{s: q, first: len(g.inputs), n: n, logits: -1}
+	for pos := q.computed; pos < q.computed+n; pos++ {
+		last := pos == len(q.tokens)-1
+		if last {
+			p.logits = s.wanted
+			s.wanted++
+		}
+		g.inputs = append(g.inputs, input{token: q.tokens[pos], position: pos, cache: q.store.layers, logits: last})
+	}
+	s.pieces = append(s.pieces, p)
+	s.places++
+	q.turn, q.place = s.steps, s.places
+	return true
+}
+
+// reserve makes room for a sequence. When memory is short, those that yield first
+// leave the batch and are computed again later; it reports false when q itself had
+// to, or when all others are part of the step already.
 func (s *scheduler) reserve(q *sequence, positions int) bool {
 	for !s.memory.grow(q.store, positions) {
-		last := len(s.active) - 1
-		youngest := s.active[last]
-		s.active = s.active[:last]
-		s.memory.give(youngest.store)
-		youngest.store, youngest.computed = nil, 0
-		s.e.mu.Lock()
-		if !youngest.cancelled.Load() { // else leave has looked into the queue already
-			s.e.queue = slices.Insert(s.e.queue, 0, youngest)
+		v := q
+		for _, a := range s.active {
+			if a.turn != s.steps && yields(a, v) {
+				v = a
+			}
 		}
-		s.e.active = len(s.active)
+		s.e.mu.Lock()
+		s.putBack(v)
 		s.e.mu.Unlock()
-		if youngest == q {
+		if v == q {
 			return false
 		}
 	}
 	return true
 }
 
-// concludePart commits to the hidden states of a part and draws its token. Parts
+// concludePiece commits to the hidden states of a piece and draws its token. Pieces
 // are concluded in parallel.
-func (s *scheduler) concludePart(p *part) {
+func (s *scheduler) concludePiece(p *piece) {
 	q, g := p.s, s.graph
 	for i := p.first; i < p.first+p.n; i++ {
 		if g.bad[i] {
@@ -224,16 +409,28 @@ func (s *scheduler) concludePart(p *part) {
 	logits := g.logits[p.logits*vocab : (p.logits+1)*vocab]
 	sampler := <-s.samplers
 	defer func() { s.samplers <- sampler }()
-	id, err := sampler.Sample(logits, &q.sampling, q.tally.counts, (*[32]byte)(&q.g.Tape), uint32(q.outputs()))
-	if err == nil {
-		p.token.ID = id
-		err = q.logProbs(&p.token, sampler, logits)
-	}
-	if err != nil {
-		p.finish = inference.FinishNumeric // Sample and LogProbs fail for no other reason
+	if err := q.draw(&p.token, sampler, logits); err != nil {
+		p.finish = inference.FinishNumeric // it fails on any host alike
 		return
 	}
 	p.token.Hidden, p.token.Positions = q.leaves.Root(), int(q.leaves.Len())
+}
+
+// draw chooses a token.
+func (q *sequence) draw(t *inference.Token, sampler *kernel.Sampler, logits []float32) (err error) {
+	if q.matcher != nil {
+		if q.sampling.Allowed, err = q.matcher.Mask(); err != nil {
+			return err
+		}
+	}
+	t.ID, err = sampler.Sample(logits, &q.sampling, q.tally.counts, (*[32]byte)(&q.g.Tape), uint32(q.outputs()))
+	if err == nil && q.matcher != nil {
+		err = q.matcher.Accept(t.ID)
+	}
+	if err != nil {
+		return err
+	}
+	return q.logProbs(t, sampler, logits)
 }
 
 func (q *sequence) logProbs(t *inference.Token, sampler *kernel.Sampler, logits []float32) error {
@@ -251,9 +448,15 @@ func (q *sequence) logProbs(t *inference.Token, sampler *kernel.Sampler, logits 
 	return nil
 }
 
-// deliver hands over what came of a part and lets a finished sequence go.
-func (s *scheduler) deliver(p *part) {
+// deliver hands over what came of a piece and lets a finished sequence go.
+func (s *scheduler) deliver(p *piece) {
 	q := p.s
+	if p.finish == inference.FinishOpen {
+		for i := range p.n {
+			pos := q.computed - p.n + i
+			s.memory.publish(q.store, pos, q.tokens[pos], s.graph.leaves[p.first+i])
+		}
+	}
 	switch {
 	case p.finish != inference.FinishOpen:
 		q.out.end(p.finish, nil)
@@ -269,10 +472,7 @@ func (s *scheduler) deliver(p *part) {
 	if p.finish == inference.FinishOpen {
 		return
 	}
-	s.memory.give(q.store)
-	q.store = nil
 	s.e.mu.Lock()
-	s.active = slices.DeleteFunc(s.active, func(a *sequence) bool { return a == q })
-	s.e.active = len(s.active)
+	s.remove(q)
 	s.e.mu.Unlock()
 }

@@ -76,18 +76,28 @@ func TestCancel(t *testing.T) {
 	waitFor(t, e, 0, 0)
 }
 
-// TestSlowConsumer holds that a consumer that takes nothing stalls nobody, and that
-// it gets everything in the end.
+// TestSlowConsumer holds that a consumer that takes nothing is computed no further
+// than a bound and keeps nobody from a slot, and that it gets everything when it reads
+// on.
 func TestSlowConsumer(t *testing.T) {
-	e := start(t, Config{File: small(t), Slots: 2})
-	g := generation(9, 5, 300)
-	want := mustAsk(t, e, g)
-	release := held(t, e, g)
-	for i := range 5 {
-		mustAsk(t, e, generation(uint64(i), 5, 30))
+	for _, slots := range []int{1, 2} {
+		e := start(t, Config{File: small(t), Slots: slots})
+		g := generation(9, 5, 300)
+		want := mustAsk(t, e, g)
+		release := held(t, e, g)
+		for i := range 5 {
+			mustAsk(t, e, generation(uint64(i), 5, 30))
+		}
+		e.compute.Lock()
+		e.mu.Lock()
+		if l := len(e.queue) + e.active; l != 1 {
+			t.Errorf("%d sequences are left, want 1", l)
+		}
+		e.mu.Unlock()
+		e.compute.Unlock()
+		compare(t, "slow consumer", release(), want)
+		waitFor(t, e, 0, 0)
 	}
-	waitFor(t, e, 0, 0) // the slow one is computed to its end
-	compare(t, "slow consumer", release(), want)
 }
 
 // TestMemory holds that a short memory delays requests and changes nothing in their
@@ -136,42 +146,6 @@ func TestMemory(t *testing.T) {
 	}
 	if _, err := ask(t.Context(), one, generation(1, 256, 1)); !errors.Is(err, inference.ErrInvalid) {
 		t.Errorf("prompt beyond the memory: %v", err)
-	}
-}
-
-// TestMemoryCount holds that lent and idle pages never exceed the limit.
-func TestMemoryCount(t *testing.T) {
-	f := small(t)
-	m, err := newMemory(f.Config, 1, 1<<40)
-	if err != nil {
-		t.Fatal(err)
-	}
-	m.limit = 5
-	take := func(positions int) *store {
-		s, err := m.take(positions)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return s
-	}
-	a, b := take(300), take(600)
-	if a == nil || b == nil || m.used != 5 || take(1) != nil {
-		t.Fatalf("%d pages are used, want 5 of 5", m.used)
-	}
-	if m.grow(a, 513) {
-		t.Error("a store grew beyond the limit")
-	}
-	m.give(b)
-	if !m.grow(a, 513) || m.used > 5 {
-		t.Errorf("a store could not grow into what another gave back; %d pages are used", m.used)
-	}
-	m.give(a)
-	m.rest()
-	if m.used > idlePages || len(m.idle) > 1 {
-		t.Errorf("%d pages in %d stores at rest", m.used, len(m.idle))
-	}
-	if s := take(1280); s == nil || m.used != 5 {
-		t.Errorf("%d pages are used, want all 5", m.used)
 	}
 }
 
@@ -231,7 +205,7 @@ func TestClose(t *testing.T) {
 	if _, err := ask(t.Context(), e, endless(1)); err == nil {
 		t.Error("a closed engine answers")
 	}
-	if _, err := e.Logits([]int32{1}); err == nil {
+	if _, err := scoreLogits(e, []int32{1}); err == nil {
 		t.Error("a closed engine computes logits")
 	}
 	for end := time.Now().Add(10 * time.Second); runtime.NumGoroutine() > before; {

@@ -3,8 +3,10 @@ package native
 import (
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	"github.com/gonka-mesh/mesh/inference"
+	"github.com/gonka-mesh/mesh/inference/grammar"
 	"github.com/gonka-mesh/mesh/inference/inferencepb"
 	"github.com/gonka-mesh/mesh/inference/kernel"
 	"github.com/gonka-mesh/mesh/internal/merkle"
@@ -16,12 +18,19 @@ type sequence struct {
 	g        inference.Generation
 	sampling kernel.Sampling
 	tally    tally
-	tokens   []int32 // prompt, prefix, output
-	prompt   int     // of tokens
-	end      int     // length of tokens at which the answer is as long as it may be
-	computed int     // positions in store
-	store    *store  // nil: not in the batch
+	matcher  *grammar.Matcher // nil: no constraint
+	tokens   []int32          // prompt, prefix, output
+	prompt   int              // of tokens
+	end      int              // length of tokens at which the answer is as long as it may be
+	computed int              // positions in store
+	store    *store           // nil: not in the batch
+	turn     int              // the last step that computed some of it
+	place    int              // when that was, among all pieces of steps
 	leaves   merkle.Builder
+
+	group  *group
+	number int       // in order of arrival
+	since  time.Time // of its arrival
 
 	out       *outbox
 	cancelled atomic.Bool
@@ -54,6 +63,12 @@ func (e *Engine) newSequence(g inference.Generation) (*sequence, error) {
 			return nil, fmt.Errorf("%w: token %d at position %d, the vocabulary has %d", inference.ErrInvalid, id, i, e.net.Vocab)
 		}
 	}
+	if g.Constraint != nil {
+		var err error
+		if s.matcher, err = e.matcher(g); err != nil {
+			return nil, err
+		}
+	}
 	if p := &s.sampling; p.Frequency != 0 || p.Presence != 0 || p.Repetition != 0 && p.Repetition != 1 {
 		s.tally.at = map[int32]int{}
 		for i, id := range s.tokens {
@@ -61,6 +76,14 @@ func (e *Engine) newSequence(g inference.Generation) (*sequence, error) {
 		}
 	}
 	return s, nil
+}
+
+// commit adds the positions of the store that were computed for others to what the
+// answer's receipt commits to.
+func (s *sequence) commit() {
+	for pos := int(s.leaves.Len()); pos < s.computed; pos++ {
+		s.leaves.Append(s.store.blocks[pos/pagePositions].leaves[pos%pagePositions])
+	}
 }
 
 // outputs is the number of output tokens so far, the prefix included.

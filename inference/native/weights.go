@@ -22,46 +22,58 @@ type product struct {
 }
 
 type layer struct {
-	attnNorm, ffnNorm []float32
-	qNorm, kNorm      []float32 // nil: none
-	qkvBias, outBias  []float32 // nil: none
-	qkv, out          product
-	gateUp, down      product
+	attnNorm, ffnNorm         []float32
+	postAttnNorm, postFFNNorm []float32 // nil: none
+	qNorm, kNorm              []float32 // nil: none
+	qkvBias, outBias          []float32 // nil: none
+	qkv, out                  product
+	mlp                       mlp     // of a dense layer
+	router                    product // of a mixture of experts, rows = experts
+	experts                   []mlp   // nil: dense
+	local                     bool    // attention sees a window
+}
+
+// mlp is a gated feed-forward network.
+type mlp struct {
+	gateUp, down product
 }
 
 // network is the model as it is computed: vectors widened, matrices packed.
 type network struct {
 	model.Config
 	rope    kernel.Rope
+	local   kernel.Rope // of layers with a window; no frequencies: as the others
 	embed   *kernel.Matrix
 	head    product
 	norm    []float32
 	layers  []layer
-	scale   float32 // of attention scores
-	formats string  // of the matrices
+	formats string // of the matrices
 }
 
 // loader makes the network of a file.
 type loader struct {
 	file    *model.File
-	widen   bool      // every matrix becomes F32
-	buffers sync.Pool // *[]byte, for matrices that are stacked before they are packed
+	packed  *packedFile // nil: none is kept
+	widen   bool        // every matrix becomes F32
+	buffers sync.Pool   // *[]byte, for matrices that are stacked before they are packed
 }
 
 // load packs the matrices of f, several at a time, and gives the mapped pages of
-// what was copied back to the system. With widen every matrix becomes F32.
-func load(f *model.File, threads int, widen bool) (*network, error) {
-	c, l := f.Config, &loader{file: f, widen: widen}
+// what was copied back to the system. What stands in packed is not packed again.
+// With widen every matrix becomes F32.
+func load(f *model.File, threads int, widen bool, packed *packedFile) (*network, error) {
+	c, l := f.Config, &loader{file: f, widen: widen, packed: packed}
 	n := &network{
 		Config: c, layers: make([]layer, c.Layers),
 		rope:    kernel.Rope{Frequencies: c.InvFreq(), Interleaved: c.RopeKind == model.RopeInterleaved},
-		scale:   float32(1 / math.Sqrt(float64(c.HeadDim))),
+		local:   kernel.Rope{Frequencies: c.LocalInvFreq(), Interleaved: c.RopeKind == model.RopeInterleaved},
 		formats: formats(f, widen),
 	}
 	work := errgroup.Group{}
 	work.SetLimit(max(threads, 1))
 	work.Go(func() error { return l.ends(n) }) // first: it has the largest matrix
 	for i := range n.layers {
+		n.layers[i].local = c.IsLocal(i)
 		work.Go(func() error { return l.layer(&n.layers[i], fmt.Sprintf("blk.%d.", i)) })
 	}
 	if err := work.Wait(); err != nil {
@@ -87,33 +99,29 @@ func (l *loader) ends(n *network) (err error) {
 		return err
 	}
 	// Only single rows of it are read, so it stays in the file.
-	if n.embed, err = kernel.NewMatrix(formatOf(t), t.Rows(), t.In(), t.Data); err != nil {
+	if n.embed, err = matrix(t); err != nil {
 		return err
 	}
 	n.head, err = l.product("output.weight")
 	return err
 }
 
-func (l *loader) layer(into *layer, prefix string) error {
-	for _, p := range []struct {
-		into  *product
-		names []string
-	}{
-		{&into.qkv, []string{"attn_q", "attn_k", "attn_v"}},
-		{&into.out, []string{"attn_output"}},
-		{&into.gateUp, []string{"ffn_gate", "ffn_up"}},
-		{&into.down, []string{"ffn_down"}},
-	} {
-		names := make([]string, len(p.names))
-		for i, name := range p.names {
-			names[i] = prefix + name + ".weight"
-		}
-		var err error
-		if *p.into, err = l.product(names...); err != nil {
-			return err
-		}
-	}
+func (l *loader) layer(into *layer, prefix string) (err error) {
 	c := &l.file.Config
+	if into.qkv, err = l.product(prefix+"attn_q.weight", prefix+"attn_k.weight", prefix+"attn_v.weight"); err != nil {
+		return err
+	}
+	if into.out, err = l.product(prefix + "attn_output.weight"); err != nil {
+		return err
+	}
+	if c.Experts > 0 {
+		err = l.mixture(into, prefix)
+	} else {
+		into.mlp, err = l.mlp(prefix+"ffn_gate.weight", prefix+"ffn_up.weight", prefix+"ffn_down.weight")
+	}
+	if err != nil {
+		return err
+	}
 	for _, v := range []struct {
 		into  *[]float32
 		names []string
@@ -121,6 +129,8 @@ func (l *loader) layer(into *layer, prefix string) error {
 	}{
 		{&into.attnNorm, []string{"attn_norm.weight"}, true},
 		{&into.ffnNorm, []string{"ffn_norm.weight"}, true},
+		{&into.postAttnNorm, []string{"post_attention_norm.weight"}, c.PostNorms},
+		{&into.postFFNNorm, []string{"post_ffw_norm.weight"}, c.PostNorms},
 		{&into.qNorm, []string{"attn_q_norm.weight"}, c.QKNorm},
 		{&into.kNorm, []string{"attn_k_norm.weight"}, c.QKNorm},
 		{&into.qkvBias, []string{"attn_q.bias", "attn_k.bias", "attn_v.bias"}, c.QKVBias},
@@ -135,6 +145,38 @@ func (l *loader) layer(into *layer, prefix string) error {
 				return err
 			}
 			*v.into = append(*v.into, x...)
+		}
+	}
+	return nil
+}
+
+func (l *loader) mlp(gate, up, down string) (m mlp, err error) {
+	if m.gateUp, err = l.product(gate, up); err != nil {
+		return m, err
+	}
+	m.down, err = l.product(down)
+	return m, err
+}
+
+// mixture loads the router and the experts of a layer.
+func (l *loader) mixture(into *layer, prefix string) (err error) {
+	if into.router, err = l.product(prefix + "ffn_gate_inp.weight"); err != nil {
+		return err
+	}
+	var stacks [3]*model.Tensor
+	for i, name := range []string{"ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"} {
+		if stacks[i], err = l.tensor(prefix + name + ".weight"); err != nil {
+			return err
+		}
+	}
+	into.experts = make([]mlp, l.file.Config.Experts)
+	for e := range into.experts {
+		gate, up, down := stacks[0].Expert(e), stacks[1].Expert(e), stacks[2].Expert(e)
+		if into.experts[e].gateUp, err = l.stack(gate, up); err != nil {
+			return err
+		}
+		if into.experts[e].down, err = l.stack(down); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -158,13 +200,21 @@ func (l *loader) vector(name string) ([]float32, error) {
 
 // product makes one product of the named tensors, which have equal rows.
 func (l *loader) product(names ...string) (product, error) {
+	tensors := make([]*model.Tensor, len(names))
+	for i, name := range names {
+		var err error
+		if tensors[i], err = l.tensor(name); err != nil {
+			return product{}, err
+		}
+	}
+	return l.stack(tensors...)
+}
+
+// stack makes one product of tensors with equal rows.
+func (l *loader) stack(tensors ...*model.Tensor) (product, error) {
 	var p product
 	var groups [][]*model.Tensor // those of a group are stacked
-	for i, name := range names {
-		t, err := l.tensor(name)
-		if err != nil {
-			return p, err
-		}
+	for i, t := range tensors {
 		p.rows += t.Rows()
 		last := len(groups) - 1
 		if i == 0 || t.Format != groups[last][0].Format && !l.widen {
@@ -185,33 +235,31 @@ func (l *loader) product(names ...string) (product, error) {
 
 // pack stacks tensors of one format, or of any when they are widened to F32.
 func (l *loader) pack(tensors []*model.Tensor) (*kernel.Matrix, error) {
-	rows, format, data := 0, formatOf(tensors[0]), tensors[0].Data
+	rows := 0
 	for _, t := range tensors {
 		rows += t.Rows()
 	}
-	if l.widen || len(tensors) > 1 {
+	format, err := formatOf(tensors[0])
+	if err != nil {
+		return nil, err
+	}
+	return l.packed.matrix(tensors[0].Name, format, rows, tensors[0].In(), func() (*kernel.Matrix, error) { return l.repack(tensors) })
+}
+
+// repack is pack from the model file.
+func (l *loader) repack(tensors []*model.Tensor) (*kernel.Matrix, error) {
+	var m *kernel.Matrix
+	var err error
+	if len(tensors) == 1 && !l.widen {
+		m, err = matrix(tensors[0])
+	} else {
 		buffer, ok := l.buffers.Get().(*[]byte)
 		if !ok {
 			buffer = new([]byte)
 		}
 		defer l.buffers.Put(buffer)
-		data = (*buffer)[:0]
-		for _, t := range tensors {
-			if !l.widen {
-				data = append(data, t.Data...)
-				continue
-			}
-			var err error
-			if data, err = appendWidened(data, t); err != nil {
-				return nil, err
-			}
-		}
-		*buffer = data
+		m, err = l.join(buffer, tensors)
 	}
-	if l.widen {
-		format = kernel.F32
-	}
-	m, err := kernel.NewMatrix(format, rows, tensors[0].In(), data)
 	if err != nil {
 		return nil, err
 	}
@@ -220,6 +268,28 @@ func (l *loader) pack(tensors []*model.Tensor) (*kernel.Matrix, error) {
 		l.release(t.Data)
 	}
 	return m, nil
+}
+
+// join stands tensors one below the other in a buffer.
+func (l *loader) join(buffer *[]byte, tensors []*model.Tensor) (*kernel.Matrix, error) {
+	format, err := formatOf(tensors[0])
+	if l.widen {
+		format, err = kernel.F32, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	rows, data := 0, (*buffer)[:0]
+	for _, t := range tensors {
+		rows += t.Rows()
+		if !l.widen {
+			data = append(data, t.Data...)
+		} else if data, err = appendWidened(data, t); err != nil {
+			return nil, err
+		}
+	}
+	*buffer = data
+	return kernel.NewMatrix(format, rows, tensors[0].In(), data)
 }
 
 // release tells the system that mapped bytes were copied and are not needed in
@@ -231,7 +301,7 @@ func (l *loader) release(data []byte) {
 }
 
 func appendWidened(data []byte, t *model.Tensor) ([]byte, error) {
-	m, err := kernel.NewMatrix(formatOf(t), t.Rows(), t.In(), t.Data)
+	m, err := matrix(t)
 	if err != nil {
 		return nil, err
 	}
@@ -245,14 +315,23 @@ func appendWidened(data []byte, t *model.Tensor) ([]byte, error) {
 	return data, nil
 }
 
-func formatOf(t *model.Tensor) kernel.Format {
-	switch t.Format {
-	case model.F32:
-		return kernel.F32
-	case model.F16:
-		return kernel.F16
+// matrix wraps the data of a tensor.
+func matrix(t *model.Tensor) (*kernel.Matrix, error) {
+	f, err := formatOf(t)
+	if err != nil {
+		return nil, err
 	}
-	return kernel.Q8_0 // model.Open refuses all others
+	return kernel.NewMatrix(f, t.Rows(), t.In(), t.Data)
+}
+
+// formatOf is the kernel's format of a tensor: the names are the same.
+func formatOf(t *model.Tensor) (kernel.Format, error) {
+	for f := kernel.Format(0); f.BlockSize() > 0; f++ {
+		if f.String() == t.Format.String() {
+			return f, nil
+		}
+	}
+	return 0, fmt.Errorf("tensor %q: the kernels have no format %v", t.Name, t.Format)
 }
 
 // formats names the formats of the matrices, in alphabetic order.

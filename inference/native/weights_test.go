@@ -50,25 +50,26 @@ func TestFormats(t *testing.T) {
 // TestChunk holds that prompts get the part of a step that the machine can do in
 // the time, and answers in the making make it shorter.
 func TestChunk(t *testing.T) {
-	decoding := &sequence{tokens: make([]int32, 5), computed: 4}
-	reading := &sequence{tokens: make([]int32, 500)}
+	ms := time.Millisecond
 	for _, test := range []struct {
-		name   string
-		s      scheduler
-		chunk  int
-		active []*sequence
-		want   int
+		name     string
+		cost     cost
+		fixed    int
+		decoding int
+		want     int
 	}{
-		{"first step", scheduler{}, 0, []*sequence{reading}, minChunk},
-		{"prompts only", scheduler{perInput: 2 * time.Millisecond}, 0, []*sequence{reading, reading}, 125},
-		{"beside answers", scheduler{perInput: 2 * time.Millisecond}, 0, []*sequence{reading, decoding}, 30},
-		{"slow", scheduler{perInput: time.Second}, 0, []*sequence{reading}, minChunk},
-		{"fast", scheduler{perInput: time.Microsecond}, 0, []*sequence{decoding}, maxChunk},
-		{"fixed", scheduler{perInput: time.Microsecond}, 5, []*sequence{decoding}, 5},
+		{"first step", cost{}, 0, 0, minChunk},
+		{"prompts only", cost{each: 2 * ms}, 0, 0, 125},
+		{"beside answers", cost{each: 2 * ms}, 0, 1, 30},
+		{"beside many answers", cost{each: 10 * ms}, 0, 15, 15},
+		{"beside answers, slow weights", cost{one: 210 * ms, each: 10 * ms}, 0, 15, 35},
+		{"slow", cost{each: time.Second}, 0, 0, minChunk},
+		{"fast", cost{each: time.Microsecond}, 0, 1, maxChunk},
+		{"fixed", cost{each: time.Microsecond}, 5, 1, 5},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			test.s.e, test.s.active = &Engine{chunk: test.chunk}, test.active
-			if got := test.s.chunk(); got != test.want {
+			s := scheduler{e: &Engine{chunk: test.fixed}, cost: test.cost}
+			if got := s.chunk(test.decoding); got != test.want {
 				t.Errorf("chunk is %d, want %d", got, test.want)
 			}
 		})

@@ -1,6 +1,7 @@
 package openai
 
 import (
+	"encoding/json"
 	"strings"
 
 	"github.com/gonka-mesh/mesh/inference"
@@ -20,6 +21,10 @@ func decodeChat(body []byte) (*call, error) {
 	ask := common(f, c)
 	ask.Messages = messages(f)
 	ask.Tools, ask.ToolChoice = tools(f)
+	ask.TemplateArgs = templateArgs(f)
+	if ask.Constraint != nil && ask.Tools != "" {
+		f.fail("tools", "is not supported together with response_format, grammar or guided_json: the answer could call none")
+	}
 	ask.MaxTokens = int(f.integer("max_tokens", 1, inference.MaxTokens, 0))
 	if f.has("max_completion_tokens") { // the newer name
 		ask.MaxTokens = int(f.integer("max_completion_tokens", 1, inference.MaxTokens, 0))
@@ -37,6 +42,30 @@ func decodeChat(body []byte) (*call, error) {
 	return c, nil
 }
 
+// templateArgs reads what is meant for the model's chat template, such as
+// {"enable_thinking": false}, in the one spelling that a question may have.
+func templateArgs(f fields) string {
+	args := f.child("chat_template_kwargs")
+	list := make(map[string]any, len(args.keys))
+	for _, key := range args.keys {
+		switch v := args.values[key].(type) {
+		case *object, []any:
+			args.fail(key, "want a string, a number, true, false or null, got %s", kindOf(v))
+			return ""
+		default:
+			list[key] = v
+		}
+	}
+	if len(list) == 0 {
+		return ""
+	}
+	out, err := json.Marshal(list) // its keys ascend
+	if err != nil || len(out) > inference.MaxTemplateArgs {
+		f.fail("chat_template_kwargs", "at most %d bytes are allowed", inference.MaxTemplateArgs)
+	}
+	return string(out)
+}
+
 // unsupported refuses what would change the answer and is not done.
 func unsupported(f fields) {
 	for _, old := range []struct{ name, use string }{{"functions", "tools"}, {"function_call", "tool_choice"}} {
@@ -50,11 +79,6 @@ func unsupported(f fields) {
 	for _, m := range f.list("modalities") {
 		if m != "text" {
 			f.fail("modalities", "only text is supported")
-		}
-	}
-	if format := f.child("response_format"); f.has("response_format") {
-		if kind := format.text("type"); kind != "text" {
-			format.fail("type", "%.40q is not supported; only text is", kind)
 		}
 	}
 }

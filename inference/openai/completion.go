@@ -32,7 +32,7 @@ func decodeCompletion(body []byte) (*call, error) {
 	if best := f.integer("best_of", 1, inference.MaxChoices, int64(c.choices)); best != int64(c.choices) {
 		f.fail("best_of", "is not supported; use n")
 	}
-	texts, tokens := completionPrompts(f)
+	texts, tokens := prompts(f, "prompt", maxPrompts)
 	for _, text := range texts {
 		if text == "" {
 			f.fail("prompt", "is empty")
@@ -53,26 +53,26 @@ func decodeCompletion(body []byte) (*call, error) {
 	return c, nil
 }
 
-// completionPrompts reads a prompt: a text, a list of texts, token IDs or a list
-// of such lists. Exactly one of the results has entries.
-func completionPrompts(f fields) (texts []string, tokens [][]uint32) {
-	if s, ok := f.values["prompt"].(string); ok {
+// prompts reads a text, a list of texts, token IDs or a list of such lists. Exactly one
+// of the results has entries.
+func prompts(f fields, key string, most int) (texts []string, tokens [][]uint32) {
+	if s, ok := f.values[key].(string); ok {
 		return []string{s}, nil
 	}
-	list := f.list("prompt")
+	list := f.list(key)
 	if len(list) == 0 {
-		f.fail("prompt", "is missing")
+		f.fail(key, "is missing")
 		return nil, nil
 	}
 	if _, ok := whole(list[0]); ok {
-		return nil, [][]uint32{tokenIDs(f, "prompt", list)}
+		return nil, [][]uint32{tokenIDs(f, key, list)}
 	}
-	if len(list) > maxPrompts {
-		f.fail("prompt", "has %d prompts, at most %d are allowed", len(list), maxPrompts)
+	if len(list) > most {
+		f.fail(key, "has %d %ss, at most %d are allowed", len(list), key, most)
 		return nil, nil
 	}
 	for i, v := range list {
-		name := fmt.Sprintf("prompt[%d]", i)
+		name := fmt.Sprintf("%s[%d]", key, i)
 		switch v := v.(type) {
 		case string:
 			texts = append(texts, v)
@@ -83,7 +83,7 @@ func completionPrompts(f fields) (texts []string, tokens [][]uint32) {
 		}
 	}
 	if len(texts) > 0 && len(tokens) > 0 {
-		f.fail("prompt", "mixes texts and token IDs")
+		f.fail(key, "mixes texts and token IDs")
 	}
 	return texts, tokens
 }

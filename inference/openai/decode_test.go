@@ -17,6 +17,33 @@ import (
 
 const user = `"messages":[{"role":"user","content":"hi"}]`
 
+func TestConstraint(t *testing.T) {
+	for _, c := range []struct{ fields, kind, text string }{
+		{`"response_format":{"type":"text"},`, "", ""},
+		{`"response_format":null,`, "", ""},
+		{`"response_format":{"type":"json_object"},`, "json_object", ""},
+		{`"response_format":{"type":"json_schema","json_schema":{"name":"n","strict":true,"schema":{ "type": "object", "properties": {"z": {"const": 1.0}, "a": {}} }}},`,
+			"json_schema", `{"type":"object","properties":{"z":{"const":1.0},"a":{}}}`},
+		{`"guided_json":"{ \"type\": \"null\" }",`, "json_schema", `{"type":"null"}`},
+		{`"grammar":"root ::= \"a\"\n",`, "gbnf", "root ::= \"a\"\n"},
+	} {
+		for _, chat := range []bool{true, false} {
+			decode, body := decodeCompletion, `{`+c.fields+`"prompt":"x"}`
+			if chat {
+				decode, body = decodeChat, `{`+c.fields+user+`}`
+			}
+			call, err := decode([]byte(body))
+			if err != nil {
+				t.Errorf("%s: %v", c.fields, err)
+				continue
+			}
+			if got := call.asks[0].Constraint; got.GetKind() != c.kind || got.GetText() != c.text || (got == nil) != (c.kind == "") {
+				t.Errorf("%s: %v", c.fields, got)
+			}
+		}
+	}
+}
+
 func TestChatAsk(t *testing.T) {
 	c, err := decodeChat([]byte(`{
 		"model": "tiny", "n": 3, "seed": -1, "max_tokens": 5, "max_completion_tokens": 6.0, "stop": ["a", "b"],
@@ -25,7 +52,8 @@ func TestChatAsk(t *testing.T) {
 		"logprobs": true, "top_logprobs": 20, "stream": true, "stream_options": {"include_usage": true},
 		"tools": [ {"type": "function", "function": {"name": "f", "parameters": {"z": 1.0, "a": "<é>"}}} ],
 		"tool_choice": {"type": "function", "function": {"name": "f"}},
-		"response_format": {"type": "text"}, "modalities": ["text"],
+		"response_format": {"type": "text"}, "modalities": ["text"], "reasoning_effort": "low",
+		"chat_template_kwargs": {"enable_thinking": false, "a": 1.50, "b": null, "c": "<x>"},
 		"user": "me", "metadata": {"k": "v"}, "store": true, "whatever": [1, {"x": null}], "audio": null,
 		"messages": [
 			{"role": "developer", "content": [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]},
@@ -52,6 +80,9 @@ func TestChatAsk(t *testing.T) {
 	}
 	if want := `{"type":"function","function":{"name":"f"}}`; a.ToolChoice != want {
 		t.Errorf("tool choice %s, want %s", a.ToolChoice, want)
+	}
+	if want := `{"a":1.50,"b":null,"c":"\u003cx\u003e","enable_thinking":false}`; a.TemplateArgs != want {
+		t.Errorf("template arguments %s, want %s", a.TemplateArgs, want)
 	}
 	wantSampling := &inferencepb.Sampling{Temperature: 0.5, MinP: 0.25, FrequencyPenalty: -2, PresencePenalty: 2,
 		LogitBias: []*inferencepb.LogitBias{{Token: 3, Bias: -100}, {Token: 7, Bias: 1.5}}}
@@ -162,7 +193,18 @@ func TestBadRequests(t *testing.T) {
 		{"chat", `{"functions":[],` + user + `}`, "functions", "use tools"},
 		{"chat", `{"modalities":["text","audio"],` + user + `}`, "modalities", "only text"},
 		{"chat", `{"audio":{},` + user + `}`, "audio", "not supported"},
-		{"chat", `{"response_format":{"type":"json_object"},` + user + `}`, "response_format.type", "json_object"},
+		{"chat", `{"response_format":{"type":"xml"},` + user + `}`, "response_format.type", "xml"},
+		{"chat", `{"response_format":"text",` + user + `}`, "response_format", "want an object"},
+		{"chat", `{"response_format":{"type":"json_schema"},` + user + `}`, "response_format.json_schema.schema", "want a JSON schema"},
+		{"chat", `{"response_format":{"type":"json_schema","json_schema":{"schema":{"properties":{"a":{"type":"integer","multipleOf":3}}}}},` + user + `}`,
+			"response_format.json_schema.schema", `#/properties/a/multipleOf: the keyword "multipleOf" is not supported`},
+		{"chat", `{"response_format":{"type":"json_object"},"grammar":"root ::= \"a\"",` + user + `}`, "grammar", "together with response_format"},
+		{"chat", `{"response_format":{"type":"json_object"},"ignore_eos":true,` + user + `}`, "ignore_eos", "together with response_format"},
+		{"chat", `{"response_format":{"type":"json_object"},"tools":[{"type":"function","function":{"name":"f"}}],` + user + `}`, "tools", "together with"},
+		{"chat", `{"grammar":"root ::= x",` + user + `}`, "grammar", `"x" is not defined`},
+		{"chat", `{"grammar":5,` + user + `}`, "grammar", "want a string"},
+		{"text", `{"prompt":"a","guided_json":"{"}`, "guided_json", "unexpected"},
+		{"text", `{"prompt":"a","guided_json":[]}`, "guided_json", "want a JSON schema"},
 		{"text", `{}`, "prompt", "missing"},
 		{"text", `{"prompt":""}`, "prompt", "empty"},
 		{"text", `{"prompt":["a",""]}`, "prompt", "empty"},
@@ -177,13 +219,35 @@ func TestBadRequests(t *testing.T) {
 		{"text", `{"prompt":"a","suffix":"b"}`, "suffix", "not supported"},
 		{"text", `{"prompt":"a","best_of":2}`, "best_of", "use n"},
 		{"text", `{"prompt":"a","logprobs":true}`, "logprobs", "whole number"},
+		{"embed", `{`, "", "not usable JSON"},
+		{"embed", `{}`, "input", "missing"},
+		{"embed", `{"input":null}`, "input", "missing"},
+		{"embed", `{"input":""}`, "input", "empty"},
+		{"embed", `{"input":["a",""]}`, "input[1]", "empty"},
+		{"embed", `{"input":[]}`, "input", "missing"},
+		{"embed", `{"input":[[]]}`, "input[0]", "empty"},
+		{"embed", `{"input":[1.5]}`, "input[0]", "want a string or an array of token IDs, got a number"},
+		{"embed", `{"input":[1,2147483648]}`, "input", "entry 1 is not a token ID"},
+		{"embed", `{"input":[[1],"a"]}`, "input", "mixes"},
+		{"embed", `{"input":{"text":"a"}}`, "input", "want an array, got an object"},
+		{"embed", `{"input":["a"` + strings.Repeat(`,"a"`, 2048) + `]}`, "input", "2049 inputs"},
+		{"embed", `{"input":"a","model":1}`, "model", "want a string"},
+		{"embed", `{"input":"a","encoding_format":"int8"}`, "encoding_format", "float and base64"},
+		{"embed", `{"input":"a","encoding_format":1}`, "encoding_format", "want a string"},
+		{"embed", `{"input":"a","dimensions":0}`, "dimensions", "from 1"},
+		{"embed", `{"input":"a","dimensions":131073}`, "dimensions", "to 131072"},
+		{"embed", `{"input":"a","dimensions":2.5}`, "dimensions", "whole number"},
 	} {
-		decode := decodeChat
-		if tc.path == "text" {
-			decode = decodeCompletion
+		var err error
+		switch tc.path {
+		case "chat":
+			_, err = decodeChat([]byte(tc.body))
+		case "text":
+			_, err = decodeCompletion([]byte(tc.body))
+		case "embed":
+			_, err = decodeEmbedding([]byte(tc.body))
 		}
 		name := tc.body[:min(len(tc.body), 60)]
-		_, err := decode([]byte(tc.body))
 		var e *apiError
 		if !errors.As(err, &e) {
 			t.Errorf("%s: got %v, want an apiError", name, err)
@@ -256,6 +320,31 @@ func FuzzCompletion(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if c, err := decodeCompletion(b); err == nil {
 			checkCall(t, c)
+		}
+	})
+}
+
+func FuzzEmbedding(f *testing.F) {
+	f.Add([]byte(`{"model":"tiny","input":"a","dimensions":3,"encoding_format":"base64","user":"me"}`))
+	f.Add([]byte(`{"input":["a","b"],"encoding_format":null}`))
+	f.Add([]byte(`{"input":[1.0,2]}`))
+	f.Add([]byte(`{"input":[[1],[2147483647,3]]}`))
+	f.Add([]byte(`{"input":[[1],"a"]}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		c, err := decodeEmbedding(b)
+		if err != nil {
+			return
+		}
+		if len(c.asks) == 0 || len(c.asks) > maxInputs {
+			t.Errorf("%d asks", len(c.asks))
+		}
+		key := ed25519.NewKeyFromSeed(make([]byte, 32))
+		for _, a := range c.asks {
+			q := &inferencepb.Question{Model: make([]byte, 32), Prompt: a.Prompt, PromptTokens: a.PromptTokens, Embed: a.Embed}
+			_, _, err := inference.NewRequest("dev00000000", key, q, &inferencepb.Request{Choices: 1, Nonce: make([]byte, 16)})
+			if err != nil && proto.Size(q) < inference.MaxRequestBytes-1000 {
+				t.Errorf("decoded, but: %v", err)
+			}
 		}
 	})
 }

@@ -70,7 +70,7 @@ type answerError struct {
 func (e *answerError) Error() string {
 	switch e.reason {
 	case inference.FinishNumeric:
-		return "the model computed a value outside its numeric range, on any host the answer would end here"
+		return "the model computed a value outside its numeric range, or could not go on within its constraint; on any host the answer would end here"
 	case inference.FinishOpen:
 		return "the answer broke off before its end"
 	}
@@ -84,6 +84,7 @@ func errorOf(err error, model, prompt string) *apiError {
 		own     *apiError
 		ended   *answerError
 		tooLong *inference.TooLongError
+		embed   *inference.EmbedError
 	)
 	switch {
 	case errors.As(err, &own):
@@ -92,6 +93,10 @@ func errorOf(err error, model, prompt string) *apiError {
 		return &apiError{status: http.StatusInternalServerError, Type: typeServer, Code: "answer_ended", Message: err.Error()}
 	case errors.As(err, &tooLong):
 		return invalid(prompt, "context_length_exceeded", "%v", tooLong)
+	case errors.As(err, &embed) && embed.Width > 0:
+		return invalid("dimensions", "invalid_value", "dimensions: %v", embed)
+	case errors.As(err, &embed):
+		return invalid("model", "embeddings_not_supported", "%v", embed)
 	case errors.Is(err, inference.ErrUnknownModel):
 		return unknownModel(model)
 	case errors.Is(err, inference.ErrInvalid):

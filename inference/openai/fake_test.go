@@ -15,7 +15,7 @@ import (
 
 // fakeModel is what the fake backend serves.
 var fakeModel = inference.ModelInfo{
-	ID: mesh.HashOf([]byte("a model")), Name: "tiny", Context: 512, Vocab: 2048, Slots: 4,
+	ID: mesh.HashOf([]byte("a model")), Name: "tiny", Context: 512, Vocab: 2048, Slots: 4, Embed: 3,
 	Fingerprint: &inferencepb.Fingerprint{Engine: "native", EngineVersion: "0.1", Contract: "mk1", Weights: "Q8_0", Kv: "f16"},
 }
 
@@ -56,7 +56,12 @@ func (b *fakeBackend) Ask(ctx context.Context, ask inference.Ask, emit func(infe
 		ev.Model, ev.Host = fakeModel, mesh.Address{1, 2, 3}
 		return emit(ev)
 	}
-	for _, ev := range b.events {
+	events := b.events
+	if ask.Embed && b.events == nil && b.err == nil {
+		events = []inference.Event{{Vector: []float32{float32(len(ask.Prompt)), float32(len(ask.PromptTokens)), -0.1},
+			Finish: inference.FinishEOS, Usage: inference.Usage{PromptTokens: 7, Segments: 1}}}
+	}
+	for _, ev := range events {
 		if err := say(ev); err != nil {
 			return err
 		}

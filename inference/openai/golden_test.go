@@ -60,7 +60,7 @@ func TestGolden(t *testing.T) {
 		user  = `"messages":[{"role":"user","content":"hi"}]`
 		tools = `"tools":[{"type":"function","function":{"name":"weather"}},{"type":"function","function":{"name":"now"}}]`
 	)
-	chat, text := "/v1/chat/completions", "/v1/completions"
+	chat, text, embed := "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 	for _, tc := range []struct {
 		name, path, body string
 		backend          *fakeBackend
@@ -91,6 +91,18 @@ func TestGolden(t *testing.T) {
 		{"completion", text, `{"model":"tiny","prompt":"Once","logprobs":2}`, &fakeBackend{events: hello}},
 		{"completion-stream", text, `{"model":"tiny","prompt":"Once","logprobs":2,"stream":true,"stream_options":{"include_usage":true}}`, &fakeBackend{events: hello}},
 		{"completion-tokens", text, `{"model":"tiny","prompt":[1,2,3]}`, &fakeBackend{events: hello}},
+		{"embedding", embed, `{"model":"tiny","input":"The food","encoding_format":"float","dimensions":3,"user":"me"}`, &fakeBackend{}},
+		{"embedding-base64", embed, `{"model":"tiny","input":"The food","encoding_format":"base64"}`, &fakeBackend{}},
+		{"embedding-list", embed, `{"model":"tiny","input":["a","bb"]}`, &fakeBackend{}},
+		{"embedding-tokens", embed, `{"model":"tiny","input":[[1,2],[3]]}`, &fakeBackend{}},
+		{"embedding-bad-field", embed, `{"model":"tiny","input":"a","dimensions":"3"}`, &fakeBackend{}},
+		{"embedding-width", embed, `{"model":"tiny","input":"a","dimensions":2}`, &fakeBackend{}},
+		{"embedding-none", embed, `{"model":"tiny","input":"a"}`, &fakeBackend{err: fmt.Errorf("ask: %w", &inference.EmbedError{})}},
+		{"embedding-unknown-model", embed, `{"model":"gpt-9","input":"a"}`, &fakeBackend{err: fmt.Errorf("find hosts: %w", inference.ErrUnknownModel)}},
+		{"embedding-too-long", embed, `{"model":"tiny","input":"a"}`, &fakeBackend{err: fmt.Errorf("ask: %w", &inference.TooLongError{Prompt: 600, Context: 512})}},
+		{"embedding-numeric", embed, `{"model":"tiny","input":"a"}`, &fakeBackend{events: []inference.Event{{Finish: inference.FinishNumeric}}}},
+		{"embedding-no-vector", embed, `{"model":"tiny","input":"a"}`, &fakeBackend{events: []inference.Event{{Finish: inference.FinishEOS}}}},
+		{"get-embedding", embed, "", &fakeBackend{}},
 		{"get-models", "/v1/models", "", &fakeBackend{}},
 		{"get-model", "/v1/models/org/big", "", &fakeBackend{}},
 		{"get-model-escaped", "/v1/models/org%2Fbig", "", &fakeBackend{}},

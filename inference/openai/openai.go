@@ -1,5 +1,5 @@
 // Package openai is the HTTP dialect of OpenAI: chat completions, completions,
-// models and identity, over whatever answers asks.
+// embeddings, models and identity, over whatever answers asks.
 //
 // Choices where the dialect leaves room: without a temperature an answer is the
 // likeliest one (temperature 0), so that equal requests have equal answers, but a
@@ -75,6 +75,7 @@ func New(cfg Config) http.Handler {
 	}
 	route("POST", "/v1/chat/completions", h.completions(decodeChat))
 	route("POST", "/v1/completions", h.completions(decodeCompletion))
+	route("POST", "/v1/embeddings", h.embeddings)
 	route("GET", "/v1/models", h.models)
 	route("GET", "/v1/models/{id...}", h.model)
 	if h.Identity != nil {
@@ -100,6 +101,7 @@ type modelEntry struct {
 	Mesh          mesh.ModelID `json:"mesh_model"`
 	Class         string       `json:"mesh_class"`
 	Fingerprint   string       `json:"system_fingerprint"`
+	Embed         int          `json:"mesh_embedding,omitempty"` // dimensions of its embeddings; absent: it makes none
 }
 
 // entries returns the models under unique IDs: the name, or the hash where an
@@ -121,7 +123,7 @@ func (h *handler) entries(ctx context.Context) ([]modelEntry, error) {
 		taken[id] = true
 		list = append(list, modelEntry{
 			ID: id, Object: "model", OwnedBy: "mesh", ContextLength: m.Context, Mesh: m.ID,
-			Class: string(inference.ClassOf(m.Fingerprint)), Fingerprint: fingerprintText(m.Fingerprint),
+			Class: string(inference.ClassOf(m.Fingerprint)), Fingerprint: fingerprintText(m.Fingerprint), Embed: m.Embed,
 		})
 	}
 	return list, nil

@@ -39,12 +39,13 @@ func common(f fields, c *call) inference.Ask {
 		c.usage = f.child("stream_options").flag("include_usage")
 	}
 	return inference.Ask{
-		Model:     c.model,
-		Sampling:  sampling(f, c.choices),
-		Seed:      seed(f),
-		Choices:   c.choices,
-		Stop:      stops(f),
-		IgnoreEOS: f.flag("ignore_eos"),
+		Model:      c.model,
+		Constraint: constraint(f),
+		Sampling:   sampling(f, c.choices),
+		Seed:       seed(f),
+		Choices:    c.choices,
+		Stop:       stops(f),
+		IgnoreEOS:  f.flag("ignore_eos"),
 	}
 }
 

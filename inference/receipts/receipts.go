@@ -1,6 +1,7 @@
 // Package receipts keeps signed receipts on disk: those that a node's host signed
 // and those that its router was given. It is one bbolt file. Put returns when the
-// receipt is on disk; receipts that come at the same time share one commit.
+// receipt is on disk; receipts that come at the same time share one commit. What a full
+// disk does not take is held in memory, and written when there is room.
 package receipts
 
 import (
@@ -62,8 +63,11 @@ var (
 
 const keyLen = 32 + 4 + 4 + 32
 
-// maxBatch is how many receipts share a commit.
-const maxBatch = 256
+const (
+	maxBatch   = 256             // receipts that share a commit
+	maxHeld    = 16 << 10        // receipts that wait until the disk takes them
+	retryEvery = 5 * time.Second // while some wait
+)
 
 var errClosed = errors.New("the store of receipts is closed")
 
@@ -136,15 +140,25 @@ func (s *Store) Put(request mesh.Hash, signed *inferencepb.Signed) error {
 // write is the only writer: it commits what waits, all at once.
 func (s *Store) write() {
 	defer close(s.ended)
+	retry := time.NewTicker(retryEvery)
+	defer retry.Stop()
+	var held []*inference.Receipt // that found no room, the newest last
 	for {
 		var batch []put
 		select {
 		case p := <-s.puts:
 			batch = append(batch, p)
+		case <-retry.C:
+			if len(held) == 0 {
+				continue
+			}
 		case <-s.stop:
+			if len(held) > 0 {
+				_ = s.commit(held) // the last attempt; each Put has told of the first
+			}
 			return
 		}
-		for more := true; more && len(batch) < maxBatch; {
+		for more := len(batch) > 0; more && len(batch) < maxBatch; {
 			select {
 			case p := <-s.puts:
 				batch = append(batch, p)
@@ -152,21 +166,31 @@ func (s *Store) write() {
 				more = false
 			}
 		}
-		err := s.db.Update(func(tx *bbolt.Tx) error {
-			for _, p := range batch {
-				if err := s.insert(tx, p.receipt); err != nil {
-					return err
-				}
-			}
-			return s.trim(tx)
-		})
+		all := held
+		for _, p := range batch {
+			all = append(all, p.receipt)
+		}
+		err := s.commit(all)
+		held = nil
 		if err != nil {
-			err = fmt.Errorf("keep receipt: %w", err)
+			held = all[max(0, len(all)-maxHeld):]
+			err = fmt.Errorf("write receipts %s: %w; they wait in memory until it can be done", s.cfg.Path, err)
 		}
 		for _, p := range batch {
 			p.done <- err
 		}
 	}
+}
+
+func (s *Store) commit(all []*inference.Receipt) error {
+	return s.db.Update(func(tx *bbolt.Tx) error {
+		for _, r := range all {
+			if err := s.insert(tx, r); err != nil {
+				return err
+			}
+		}
+		return s.trim(tx)
+	})
 }
 
 func key(r *inference.Receipt) []byte {

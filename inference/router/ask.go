@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -25,7 +26,9 @@ type question struct {
 	req     *inference.Request
 	signed  *inferencepb.Signed
 	ask     *inferencepb.OfferAsk
+	width   int // of the vector that is wanted; 0: the model's
 	started time.Time
+	count   atomic.Int64 // prompt tokens, as this node counts them itself; 0: it does not
 
 	emit func(inference.Event) error
 	turn chan struct{} // of one place, taken while emit runs
@@ -43,7 +46,7 @@ func (r *Router) Ask(ctx context.Context, a inference.Ask, emit func(inference.E
 	if err != nil {
 		return err
 	}
-	q := &question{r: r, model: model, emit: emit, turn: make(chan struct{}, 1), started: started}
+	q := &question{r: r, model: model, width: a.Width, emit: emit, turn: make(chan struct{}, 1), started: started}
 	for _, o := range offers {
 		q.extra = append(q.extra, Candidate{Peer: o.peer, Capability: o.offer.GetCapability()})
 	}
@@ -54,6 +57,7 @@ func (r *Router) Ask(ctx context.Context, a inference.Ask, emit func(inference.E
 		Model: model[:], PromptTokens: uint32(estimate(&a)),
 		MaxTokens: q.req.Pb.GetMaxTokens(), Choices: q.req.Pb.GetChoices(),
 	}
+	q.countPrompt()
 	group, ctx := errgroup.WithContext(ctx)
 	for i := range q.req.Pb.GetChoices() {
 		group.Go(func() error {
@@ -65,6 +69,19 @@ func (r *Router) Ask(ctx context.Context, a inference.Ask, emit func(inference.E
 		})
 	}
 	return group.Wait()
+}
+
+// countPrompt counts the tokens of the prompt, where this node can. Nobody waits for
+// it: hosts do the same before they say anything.
+func (q *question) countPrompt() {
+	if ids := q.req.Question.GetPromptTokens(); len(ids) > 0 {
+		q.count.Store(int64(len(ids)))
+		return
+	}
+	if q.r.cfg.Count == nil {
+		return
+	}
+	q.r.background(func() { q.count.Store(int64(q.r.cfg.Count(q.model, q.req.Question))) })
 }
 
 func ending(err error) string {
@@ -87,8 +104,11 @@ func (r *Router) bind(a *inference.Ask, model mesh.ModelID) (*inference.Request,
 	rand.Read(random[:])
 	question := &inferencepb.Question{
 		Model: model[:], Messages: a.Messages, Prompt: a.Prompt, PromptTokens: a.PromptTokens,
-		Tools: a.Tools, ToolChoice: a.ToolChoice, Sampling: normal(a.Sampling),
+		Tools: a.Tools, ToolChoice: a.ToolChoice, TemplateArgs: a.TemplateArgs, Constraint: a.Constraint, Sampling: normal(a.Sampling),
 		Seed: binary.BigEndian.Uint64(random[16:]),
+	}
+	if a.Embed { // nothing is drawn for it
+		question.Embed, question.Seed = true, 0
 	}
 	if a.Seed != nil {
 		question.Seed = *a.Seed
@@ -102,7 +122,7 @@ func (r *Router) bind(a *inference.Ask, model mesh.ModelID) (*inference.Request,
 		return nil, nil, fmt.Errorf("%w: top logprobs is %d, from 0 to %d are allowed", inference.ErrInvalid, a.TopLogProbs, inference.MaxTopLogProbs)
 	}
 	maxTokens := a.MaxTokens
-	if maxTokens == 0 {
+	if maxTokens == 0 && !a.Embed {
 		maxTokens = inference.MaxTokens // as many as fit
 	}
 	return inference.NewRequest(r.cfg.Network, r.cfg.Key, question, &inferencepb.Request{

@@ -24,6 +24,9 @@ const (
 	whyLate    = "late"
 	whyLied    = "lied"
 	whyAborted = "aborted"
+	whyFull    = "full"     // its memory holds no more of the answer
+	whyDear    = "dear"     // it charges more than its advert says
+	whyDiffers = "disagree" // it counts the prompt otherwise than another host
 )
 
 const (
@@ -60,8 +63,8 @@ type call struct {
 	advanced  time.Time // progress before the first token
 	progress  inference.Progress
 	lastToken time.Time
-	pace      average       // seconds per token
-	patience  time.Duration // granted once per silence, for being late oneself
+	pace      inference.Average // seconds per token
+	patience  time.Duration     // granted once per silence, for being late oneself
 }
 
 // call streams the rest of the choice from one host. It returns nil when the answer
@@ -101,8 +104,8 @@ func (c *choice) ended(k *call) {
 	if k.receipt == nil {
 		return
 	}
-	if k.pace.known {
-		c.q.r.hosts.paced(k.key(), time.Duration(k.pace.v*float64(time.Second)))
+	if k.pace.Known {
+		c.q.r.hosts.paced(k.key(), time.Duration(k.pace.V*float64(time.Second)))
 	}
 	c.usage = c.account(k)
 	if k.tokens > 0 {
@@ -200,10 +203,10 @@ func (k *call) watch(ctx context.Context) error {
 // renew keeps offers of other hosts at hand, so that an answer that loses its host
 // late need not ask for them first.
 func (k *call) renew() {
-	r, tried := k.c.q.r, maps.Clone(k.c.tried)
+	r, tried, need := k.c.q.r, maps.Clone(k.c.tried), k.c.need()
 	tried[k.host.peer] = true
 	r.background(func() {
-		if _, err := k.c.q.pick(r.ctx, tried); err != nil {
+		if _, err := k.c.q.pick(r.ctx, tried, need); err != nil {
 			r.cfg.Log.Debug("no host in reserve", "error", err)
 		}
 	})
@@ -231,7 +234,7 @@ func (k *call) deadline() (time.Time, *lost) {
 		sooner(k.started.Add(cfg.Prefill), "no token for %s", cfg.Prefill)
 		return at, l
 	}
-	limit := max(cfg.InterToken, min(time.Duration(maxPaceTimes*k.pace.v*float64(time.Second)), 10*cfg.InterToken))
+	limit := max(cfg.InterToken, min(time.Duration(maxPaceTimes*k.pace.V*float64(time.Second)), 10*cfg.InterToken))
 	sooner(k.lastToken.Add(limit), "no token for %s", limit)
 	return at, l
 }
@@ -256,7 +259,11 @@ func (k *call) take(a arrival) (done bool, err error) {
 		return false, nil
 	}
 	receipt, chain, err := k.verify(f)
-	if err != nil {
+	var l *lost
+	switch {
+	case errors.As(err, &l):
+		return false, l
+	case err != nil:
 		return false, &lost{why: whyLied, err: err}
 	}
 	return k.c.advance(k, f, receipt, chain)
@@ -288,7 +295,7 @@ func (k *call) timing(now time.Time, tokens int) {
 			r.meter.ttft.Observe(now.Sub(c.q.started).Seconds())
 		}
 	} else {
-		k.pace.add(now.Sub(k.lastToken).Seconds() / float64(tokens))
+		k.pace.Add(now.Sub(k.lastToken).Seconds() / float64(tokens))
 	}
 	if k.tokens == 0 && k.first.Next > 0 {
 		r.meter.gaps.Observe(now.Sub(c.lastToken).Seconds())

@@ -29,6 +29,10 @@ type choice struct {
 	usage     inference.Usage
 	lastToken time.Time
 
+	prompt   int          // its tokens, by verified receipts; 0 before the first
+	disputed int          // what a host counted otherwise; 0: none did
+	disputer mesh.Address // that host
+
 	tried    map[mesh.Address]bool
 	last     error         // why the last host was given up
 	hosts    int           // tried
@@ -51,7 +55,7 @@ func newChoice(q *question, index uint32) *choice {
 
 // lost is why a host is given up and the next one tried.
 type lost struct {
-	why     string // for metrics: connect, refused, reset, silent, late, lied, aborted
+	why     string // for metrics
 	err     error
 	refusal *inference.Refusal // when it refused
 }
@@ -85,11 +89,11 @@ func (c *choice) run(ctx context.Context) error {
 // once.
 func (c *choice) next(ctx context.Context) (ranked, error) {
 	for {
-		list, err := c.q.pick(ctx, c.tried)
+		list, err := c.q.pick(ctx, c.tried, c.need())
 		switch {
 		case err == nil:
 			return list[0], nil
-		case !errors.Is(err, errNoOffer):
+		case !errors.Is(err, errNoOffer) && !errors.Is(err, errSmall):
 			return ranked{}, err
 		case c.invalid != nil:
 			return ranked{}, c.invalid
@@ -107,9 +111,20 @@ func (c *choice) next(ctx context.Context) (ranked, error) {
 				return ranked{}, ctx.Err()
 			}
 		default:
+			if c.last == nil && errors.Is(err, errSmall) {
+				return ranked{}, fmt.Errorf("%w: %w", inference.ErrNoHost, err)
+			}
 			return ranked{}, c.exhausted()
 		}
 	}
+}
+
+// need returns how many tokens of context the answer takes at least.
+func (c *choice) need() int {
+	if asked := int(c.q.req.Pb.GetMaxTokens()); asked < inference.MaxTokens {
+		return max(1, c.prompt) + asked
+	}
+	return max(1, c.prompt) + len(c.tokens) + 1
 }
 
 func (c *choice) exhausted() error {
@@ -131,6 +146,8 @@ func (c *choice) giveUp(peer mesh.Address, l *lost) {
 		"request", c.q.req.Hash, "choice", c.index, "token", len(c.tokens))
 	again := secondTry
 	switch {
+	case l.why == whyFull, l.refusal != nil && l.refusal.Code == inference.CodeTooSmall:
+		again = 0 // it is well, and small
 	case l.refusal == nil:
 		r.hosts.failed(k, l.why == whyLied)
 		if l.why == whyLied {

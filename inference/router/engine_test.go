@@ -20,6 +20,8 @@ type engine struct {
 	name    string
 	slots   int
 	script  string
+	holds   int // tokens of context that fit the memory; 0: the model's 4096
+	width   int // of its vectors; 0: it makes none
 	pace    time.Duration
 	prefill time.Duration
 	// at is called before the token at a position is emitted; an error fails the engine.
@@ -33,7 +35,11 @@ type engine struct {
 const endToken = 256
 
 func (e *engine) Info() inference.ModelInfo {
-	return inference.ModelInfo{ID: e.id, Name: e.name, Context: 4096, Vocab: 257, Slots: e.slots,
+	holds := e.holds
+	if holds == 0 {
+		holds = 4096
+	}
+	return inference.ModelInfo{ID: e.id, Name: e.name, Context: holds, ModelContext: 4096, Vocab: 257, Slots: e.slots, Embed: e.width,
 		Fingerprint: &inferencepb.Fingerprint{Engine: "test", Contract: "mk1"}}
 }
 

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/gonka-mesh/mesh"
+	"github.com/gonka-mesh/mesh/inference"
 	"github.com/gonka-mesh/mesh/inference/inferencepb"
 )
 
@@ -31,31 +32,18 @@ type hostKey struct {
 
 // record is one host of one model.
 type record struct {
-	offer    *inferencepb.Offer // the last one; nil: none
-	offered  time.Time          // when it came
-	asked    time.Time          // when it was last asked for
-	since    int                // calls started since the offer
-	ttft     average            // seconds to the first token of an answer, queue included
-	token    average            // seconds between tokens
-	failures int                // in a row
-	until    time.Time          // avoided until then
-	liar     bool               // it signed what is not so
-	warmed   time.Time          // when its connection last carried something
+	advert   *inferencepb.Capability // what it advertised last; nil: nothing
+	offer    *inferencepb.Offer      // the last one; nil: none
+	offered  time.Time               // when it came
+	asked    time.Time               // when it was last asked for
+	since    int                     // calls started since the offer
+	ttft     inference.Average       // seconds to the first token of an answer, queue included
+	token    inference.Average       // seconds between tokens
+	failures int                     // in a row
+	until    time.Time               // avoided until then
+	liar     bool                    // it signed what is not so
+	warmed   time.Time               // when its connection last carried something
 	used     time.Time
-}
-
-// average is an exponentially weighted mean; its zero value knows nothing.
-type average struct {
-	v     float64
-	known bool
-}
-
-func (a *average) add(v float64) {
-	if !a.known {
-		a.v, a.known = v, true
-		return
-	}
-	a.v += 0.2 * (v - a.v)
 }
 
 func newHosts() *hosts { return &hosts{book: make(map[hostKey]*record)} }
@@ -102,6 +90,17 @@ func (h *hosts) offered(k hostKey, o *inferencepb.Offer) {
 	})
 }
 
+// advertised notes what candidates say in public. Their offers may not ask for more.
+func (h *hosts) advertised(model mesh.ModelID, list []Candidate) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, c := range list {
+		if c.Capability != nil {
+			h.at(hostKey{c.Peer, model}).advert = c.Capability
+		}
+	}
+}
+
 // failed notes that a host was late, gone or wrong, and how long to avoid it.
 func (h *hosts) failed(k hostKey, liar bool) {
 	h.update(k, func(r *record) {
@@ -132,7 +131,7 @@ func (h *hosts) started(k hostKey) { h.update(k, func(r *record) { r.since++ }) 
 // spoke notes the time to the first token of a call, and that the host is well.
 func (h *hosts) spoke(k hostKey, ttft time.Duration) {
 	h.update(k, func(r *record) {
-		r.ttft.add(ttft.Seconds())
+		r.ttft.Add(ttft.Seconds())
 		if r.liar && time.Now().Before(r.until) {
 			return
 		}
@@ -143,7 +142,7 @@ func (h *hosts) spoke(k hostKey, ttft time.Duration) {
 // paced notes the time per token of an ended call.
 func (h *hosts) paced(k hostKey, perToken time.Duration) {
 	h.update(k, func(r *record) {
-		r.token.add(perToken.Seconds())
+		r.token.Add(perToken.Seconds())
 		r.warmed = time.Now()
 	})
 }
@@ -160,11 +159,11 @@ func (r *record) measured(other pace) pace {
 	if us := r.offer.GetTokenUs(); us > 0 {
 		other.token = float64(us) / 1e6
 	}
-	if r.token.known {
-		other.token = r.token.v
+	if r.token.Known {
+		other.token = r.token.V
 	}
-	if r.ttft.known {
-		other.first = r.ttft.v
+	if r.ttft.Known {
+		other.first = r.ttft.V
 	}
 	return other
 }

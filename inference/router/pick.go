@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/gonka-mesh/mesh"
+	"github.com/gonka-mesh/mesh/inference"
 	"github.com/gonka-mesh/mesh/inference/inferencepb"
 	"github.com/gonka-mesh/mesh/p2p"
 )
@@ -19,24 +21,37 @@ const (
 	warmFor       = 30 * time.Second
 )
 
-var errNoOffer = errors.New("no offer")
+var (
+	errNoOffer = errors.New("no offer")
+	errSmall   = errors.New("no host in reach has the memory")
+)
 
 // pick returns the hosts to try, the best first. Offers in hand are used at once and
 // renewed in the background; without any, a few candidates are asked and waited for.
-func (q *question) pick(ctx context.Context, tried map[mesh.Address]bool) ([]ranked, error) {
+// need is how many tokens of context the rest of the answer takes at least.
+func (q *question) pick(ctx context.Context, tried map[mesh.Address]bool, need int) ([]ranked, error) {
 	r := q.r
-	list := r.eligible(q.model, q.extras(), tried)
+	list := r.eligible(q.model, q.able(large(q.extras(), need)), tried)
 	if len(list) == 0 { // who offered for a task is at hand, and looking for others may take seconds
 		hosts, err := r.cfg.Directory.Hosts(ctx, q.model)
 		if err != nil {
 			return nil, fmt.Errorf("look for hosts: %w", err)
 		}
-		list = r.eligible(q.model, hosts, tried)
+		r.hosts.advertised(q.model, hosts)
+		enough := large(hosts, need)
+		if len(enough) == 0 && len(hosts) > 0 {
+			return nil, fmt.Errorf("%w for %d tokens of context", errSmall, need)
+		}
+		able := q.able(enough)
+		if len(able) == 0 && len(enough) > 0 {
+			return nil, q.unable(enough)
+		}
+		list = r.eligible(q.model, able, tried)
 	}
 	if len(list) == 0 {
 		return nil, errNoOffer
 	}
-	out := q.acceptable(list, true)
+	out := q.acceptable(list, true, need)
 	if len(out) > 0 {
 		if stale := r.stale(q.model, list); len(stale) > 0 {
 			r.background(func() { r.askOffers(r.ctx, q, stale) })
@@ -46,13 +61,13 @@ func (q *question) pick(ctx context.Context, tried map[mesh.Address]bool) ([]ran
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		if out = q.acceptable(list, true); len(out) == 0 {
+		if out = q.acceptable(list, true, need); len(out) == 0 {
 			// Nobody answered in time: adverts and history have to do.
-			out = q.acceptable(list, false)
+			out = q.acceptable(list, false, need)
 		}
 	}
 	if len(out) == 0 {
-		return nil, errNoOffer
+		return nil, q.noOffer(list)
 	}
 	rank(out)
 	for _, runner := range out[1:min(len(out), 1+warmRunnersUp)] {
@@ -121,9 +136,25 @@ func (r *Router) stale(model mesh.ModelID, list []Candidate) []Candidate {
 	return out
 }
 
-// acceptable rates the candidates that would take the question within its price cap.
-// With offers set, only those that made a usable offer.
-func (q *question) acceptable(list []Candidate, offers bool) []ranked {
+// holds reports whether a host has the memory for an answer that takes so many tokens
+// of context. What is too long for the model itself is for a host to say.
+func holds(c *inferencepb.Capability, need int) bool {
+	return c == nil || int(c.GetContext()) >= min(need, inference.OwnContext(c))
+}
+
+// large returns the candidates whose memory holds the answer, as far as they say.
+func large(list []Candidate, need int) []Candidate {
+	return slices.DeleteFunc(slices.Clone(list), func(c Candidate) bool { return !holds(c.Capability, need) })
+}
+
+// dearer reports whether an offer asks for more than the advert of its host says.
+func dearer(offer, advert *inferencepb.Capability) bool {
+	return advert != nil && (offer.GetPricePrompt() > advert.GetPricePrompt() || offer.GetPriceOutput() > advert.GetPriceOutput())
+}
+
+// acceptable rates the candidates that would take the question at their advertised
+// price. With offers set, only those that made a usable offer.
+func (q *question) acceptable(list []Candidate, offers bool, need int) []ranked {
 	now := time.Now()
 	hosts := q.r.hosts
 	hosts.mu.Lock()
@@ -131,7 +162,7 @@ func (q *question) acceptable(list []Candidate, offers bool) []ranked {
 	var out []ranked
 	cheapest, fastest := uint64(0), unmeasured
 	for _, c := range list {
-		if rec := hosts.at(hostKey{c.Peer, q.model}); rec.ttft.known && rec.token.known {
+		if rec := hosts.at(hostKey{c.Peer, q.model}); rec.ttft.Known && rec.token.Known {
 			if p := rec.measured(fastest); fastest == unmeasured || p.first+p.token < fastest.first+fastest.token {
 				fastest = p
 			}
@@ -143,14 +174,25 @@ func (q *question) acceptable(list []Candidate, offers bool) []ranked {
 		if has && !rec.offer.GetAccept() || offers && !has {
 			continue
 		}
-		k := ranked{peer: c.Peer, capability: c.Capability, cost: rec.finish(int(q.ask.GetMaxTokens()), fastest)}
+		k := ranked{peer: c.Peer, capability: c.Capability, cost: rec.finish(max(1, int(q.ask.GetMaxTokens())), fastest)}
 		if has {
 			k.capability, k.offered = rec.offer.GetCapability(), true
+		}
+		switch {
+		case k.capability == nil && c.Peer != q.r.self: // its price is not known
+			continue
+		case dearer(k.capability, rec.advert), !holds(k.capability, need), !q.suits(k.capability):
+			continue
 		}
 		if k.price() > 0 && (cheapest == 0 || k.price() < cheapest) {
 			cheapest = k.price()
 		}
 		out = append(out, k)
+	}
+	// An answer without a length of its own may take the whole context.
+	whole := func(k ranked) bool { return holds(k.capability, inference.MaxTokens) }
+	if q.ask.GetMaxTokens() == inference.MaxTokens && slices.ContainsFunc(out, whole) {
+		out = slices.DeleteFunc(out, func(k ranked) bool { return !whole(k) })
 	}
 	for i := range out {
 		if cheapest > 0 {

@@ -9,6 +9,7 @@
 package router
 
 import (
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"errors"
@@ -72,6 +73,9 @@ type Config struct {
 	// Text returns a detokenizer of a model that this node has, to verify the text
 	// of hosts; nil, or a nil answer, believes them.
 	Text func(mesh.ModelID) inference.Detokenizer
+	// Count returns the prompt tokens of a question, of a model that this node has; 0
+	// where it cannot tell. Nil counts none.
+	Count func(mesh.ModelID, *inferencepb.Question) int
 
 	FirstToken time.Duration // without progress before the first token; default 30 s
 	InterToken time.Duration // without a token after it; default 2 s, or 4 times the stream's own pace
@@ -113,22 +117,15 @@ func (c *Config) complete() error {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	c.FirstToken = orDefault(c.FirstToken, 30*time.Second)
-	c.InterToken = orDefault(c.InterToken, 2*time.Second)
-	c.Silence = orDefault(c.Silence, time.Second)
-	c.Connect = orDefault(c.Connect, 2*time.Second)
-	c.Prefill = orDefault(c.Prefill, 5*time.Minute)
-	c.OfferWait = orDefault(c.OfferWait, 250*time.Millisecond)
-	c.TaskWait = orDefault(c.TaskWait, 3*time.Second)
-	c.MaxHosts = orDefault(c.MaxHosts, 8)
+	c.FirstToken = cmp.Or(c.FirstToken, 30*time.Second)
+	c.InterToken = cmp.Or(c.InterToken, 2*time.Second)
+	c.Silence = cmp.Or(c.Silence, time.Second)
+	c.Connect = cmp.Or(c.Connect, 2*time.Second)
+	c.Prefill = cmp.Or(c.Prefill, 5*time.Minute)
+	c.OfferWait = cmp.Or(c.OfferWait, 250*time.Millisecond)
+	c.TaskWait = cmp.Or(c.TaskWait, 3*time.Second)
+	c.MaxHosts = cmp.Or(c.MaxHosts, 8)
 	return nil
-}
-
-func orDefault[T int | time.Duration](v, def T) T {
-	if v <= 0 {
-		return def
-	}
-	return v
 }
 
 // Router is a node's own transfer agent.

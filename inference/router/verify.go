@@ -19,6 +19,9 @@ func (k *call) verify(f *inference.Frame) (*inference.Receipt, inference.Chain, 
 	for _, t := range f.Tokens {
 		chain.Add(t.ID)
 	}
+	if f.Vector != nil {
+		chain.Bind(f.Vector)
+	}
 	signed, err := f.Signed()
 	if err != nil {
 		return nil, chain, err
@@ -54,19 +57,52 @@ func (k *call) verify(f *inference.Frame) (*inference.Receipt, inference.Chain, 
 	case f.Finish == inference.FinishLength && !k.full(got):
 		err = errors.New("it ended for its length, and there is room")
 	default:
-		err = k.priced(got)
+		if err = k.checkVector(f); err == nil {
+			err = k.counted(got)
+		}
+		if err == nil {
+			err = k.priced(got)
+		}
 	}
 	return got, chain, err
 }
 
-// priced checks that the host charges no more than it offered, and the choice no more
-// than the cap.
+// counted checks the number of prompt tokens: against this node's own count, where it
+// has one, against the model's context, and against the hosts before. Of two hosts
+// that differ either may be wrong: one that counts more, and so charges more, is passed
+// over, unless another agrees with it.
+func (k *call) counted(got *inference.Receipt) error {
+	c, n := k.c, int(got.Pb.GetPromptTokens())
+	own := int(c.q.count.Load())
+	switch {
+	case own > 0 && n != own:
+		return fmt.Errorf("it counts %d prompt tokens, and there are %d", n, own)
+	case k.host.capability != nil && n+int(got.After.Next) > inference.OwnContext(k.host.capability):
+		return fmt.Errorf("it counts %d prompt tokens, which do not fit the model's context", n)
+	case c.prompt == 0 || n <= c.prompt:
+		c.prompt = n
+		return nil
+	case c.disputed == n && c.disputer != got.Host:
+		c.q.r.cfg.Log.Warn("two hosts outvote the first about the prompt", "request", got.Request, "first", c.prompt, "others", n)
+		c.prompt = n
+		return nil
+	}
+	c.disputed, c.disputer = n, got.Host
+	return &lost{why: whyDiffers, err: fmt.Errorf("it counts %d prompt tokens, and a host before it %d", n, c.prompt)}
+}
+
+// priced checks that the host charges no more than it offered or, where it made no
+// offer, advertised, and the choice no more than the cap.
 func (k *call) priced(got *inference.Receipt) error {
 	charged := mesh.Amount(got.Pb.GetPrice())
-	if k.host.offered {
+	if k.host.capability != nil {
 		due, err := inference.Price(k.host.capability, int(got.Pb.GetPromptTokens()), int(got.Pb.GetOutputTokens()), got.Finish)
 		if err != nil {
 			return err
+		}
+		if charged > due && !k.host.offered {
+			// An advert may be older than its host's price: no proof of a lie.
+			return &lost{why: whyDear, err: fmt.Errorf("it charges %s, and by its advert %s is due", charged, due)}
 		}
 		if charged > due {
 			return fmt.Errorf("it charges %s, and by its offer %s is due", charged, due)
@@ -81,8 +117,14 @@ func (k *call) priced(got *inference.Receipt) error {
 
 // full reports whether an answer may end for its length here.
 func (k *call) full(got *inference.Receipt) bool {
-	limit, err := inference.Fit(int(got.Pb.GetPromptTokens()), int(k.c.q.req.Pb.GetMaxTokens()), int(k.host.capability.GetContext()))
-	return !k.host.offered || err == nil && int(got.After.Next) == limit
+	limit, err := inference.Fit(int(got.Pb.GetPromptTokens()), int(k.c.q.req.Pb.GetMaxTokens()), inference.OwnContext(k.host.capability))
+	return k.host.capability == nil || err == nil && int(got.After.Next) == limit
+}
+
+// isFull reports whether a segment has come to the end of its host's memory.
+func (k *call) isFull(got *inference.Receipt) bool {
+	c := k.host.capability
+	return c != nil && int(got.Pb.GetPromptTokens())+int(got.After.Next) >= int(c.GetContext())
 }
 
 // prefixHost returns who signed the tokens that a segment was given.
@@ -109,6 +151,12 @@ func (c *choice) advance(k *call, f *inference.Frame, receipt *inference.Receipt
 		c.tokens = append(c.tokens, t.ID)
 		e.Tokens = append(e.Tokens, tokenText(t))
 	}
+	if f.Vector != nil {
+		if e.Vector, err = inference.DecodeVector(f.Vector); err != nil {
+			return false, &lost{why: whyLied, err: err}
+		}
+		c.q.r.hosts.spoke(k.key(), time.Since(k.started))
+	}
 	if ended {
 		e.Finish, e.Usage = f.Finish, c.account(k)
 	}
@@ -116,6 +164,9 @@ func (c *choice) advance(k *call, f *inference.Frame, receipt *inference.Receipt
 		if err := c.q.say(e); err != nil {
 			return false, err
 		}
+	}
+	if f.Finish == inference.FinishAborted && k.isFull(receipt) {
+		return false, &lost{why: whyFull, err: fmt.Errorf("its memory holds %d tokens of the answer; say how long it may be", len(c.tokens))}
 	}
 	if f.Finish != inference.FinishOpen && !ended {
 		return false, &lost{why: whyAborted, err: errors.New("the host broke off")}
@@ -162,7 +213,7 @@ func infoOf(k *call) inference.ModelInfo {
 	c := k.host.capability
 	return inference.ModelInfo{
 		ID: k.c.q.model, Name: c.GetName(), Context: int(c.GetContext()), Slots: int(c.GetSlots()),
-		Fingerprint: k.receipt.Pb.GetFingerprint(),
+		Embed: int(c.GetEmbed()), Fingerprint: k.receipt.Pb.GetFingerprint(),
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -92,6 +93,7 @@ type directory struct {
 	mu    sync.Mutex
 	names map[string]mesh.ModelID
 	hosts []Candidate
+	turns [][]Candidate // what Hosts returns first, one after the other
 }
 
 func (d *directory) Resolve(_ context.Context, name string) (mesh.ModelID, error) {
@@ -106,7 +108,12 @@ func (d *directory) Resolve(_ context.Context, name string) (mesh.ModelID, error
 func (d *directory) Hosts(context.Context, mesh.ModelID) ([]Candidate, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.hosts, nil
+	if len(d.turns) > 0 {
+		out := d.turns[0]
+		d.turns = d.turns[1:]
+		return out, nil
+	}
+	return slices.Clone(d.hosts), nil
 }
 
 func (d *directory) Models(context.Context) ([]inference.ModelInfo, error) { return nil, nil }

@@ -80,8 +80,11 @@ func (p *part) checkSpace() error {
 	if err != nil {
 		return err
 	}
-	need := p.m.Size - min(p.m.Size, allocated(info))
-	free, err := p.store.free(p.store.dir)
+	return p.store.checkFree(p.m.Size - min(p.m.Size, allocated(info)))
+}
+
+func (s *Store) checkFree(need uint64) error {
+	free, err := s.free(s.dir)
 	if err != nil {
 		return fmt.Errorf("ask for free disk space: %w", err)
 	}
@@ -89,6 +92,25 @@ func (p *part) checkSpace() error {
 		return fmt.Errorf("%w: %d MiB are needed, %d MiB are free", syscall.ENOSPC, need>>20, free>>20)
 	}
 	return nil
+}
+
+// CheckSpace reports whether the disk can hold blobs of these sizes, those apart that
+// the store has, whole or in part.
+func (s *Store) CheckSpace(sizes map[mesh.Hash]uint64) error {
+	need := uint64(0)
+	for root, size := range sizes {
+		if size > MaxSize || len(sizes) > 1<<16 { // no sum overflows
+			return fmt.Errorf("%d blobs, one of %d bytes: the limit is %d", len(sizes), size, uint64(MaxSize))
+		}
+		if _, err := s.Path(root); err == nil {
+			continue
+		}
+		if info, err := os.Stat(s.path(root, partFile)); err == nil {
+			size -= min(size, allocated(info))
+		}
+		need += size
+	}
+	return s.checkFree(need)
 }
 
 // readJournal returns which of n chunks a journal names. Any bytes will do.

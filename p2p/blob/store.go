@@ -225,6 +225,9 @@ func (s *Store) add(ctx context.Context, path string, progress func(done, total 
 	if err := checkShape(e.Size, e.ChunkSize); err != nil {
 		return mesh.Hash{}, err
 	}
+	if root, ok := s.known(e); ok {
+		return root, nil
+	}
 	var report func(uint64)
 	if progress != nil {
 		report = func(done uint64) { progress(done, e.Size) }
@@ -241,6 +244,21 @@ func (s *Store) add(ctx context.Context, path string, progress func(done, total 
 	}
 	root := m.Root()
 	return root, s.reference(root, m, e)
+}
+
+// known returns the root of a file that was added before and is still the same.
+func (s *Store) known(e entry) (mesh.Hash, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for root, old := range s.entries {
+		if old.Path != e.Path || old.ChunkSize != e.ChunkSize || old.Size != e.Size || old.MTime != e.MTime || old.Inode != e.Inode {
+			continue
+		}
+		if _, err := s.Manifest(root); err == nil {
+			return root, true
+		}
+	}
+	return mesh.Hash{}, false
 }
 
 // reference records a hashed file, unless the store has the blob as a file of its own.

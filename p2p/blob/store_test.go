@@ -307,3 +307,67 @@ func TestStoreSweeps(t *testing.T) {
 		}
 	}
 }
+
+// TestStorePut keeps bytes of the store's own: peers get them after a restart, and
+// Remove deletes them. Bytes that are there as somebody's file stay that.
+func TestStorePut(t *testing.T) {
+	s := testStore(t, testChunk)
+	data := bytes.Repeat([]byte("abc"), testChunk/2)
+	root, err := s.Put("manifest.json", data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := s.Put("manifest.json", data); err != nil || again != root {
+		t.Errorf("twice: %s, %v", again, err)
+	}
+	reopened, err := Open(s.dir, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reopened.chunkSize = testChunk
+	if err := reopened.Verify(t.Context(), root, nil); err != nil {
+		t.Error(err)
+	}
+	if l := reopened.List(); len(l) != 1 || !l[0].Owned || l[0].Name != "manifest.json" || l[0].Size != uint64(len(data)) {
+		t.Errorf("list %+v", l)
+	}
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := reopened.Remove(root); err != nil {
+		t.Fatal(err)
+	}
+	if same, err := reopened.Add(t.Context(), file, nil); err != nil || same != root {
+		t.Fatalf("%s, %v", same, err)
+	}
+	if _, err := reopened.Put("manifest.json", data); err != nil {
+		t.Fatal(err)
+	}
+	if path, err := reopened.Path(root); err != nil || path != file {
+		t.Errorf("the bytes lie twice: %s, %v", path, err)
+	}
+	if _, err := s.Put("nothing", nil); err == nil {
+		t.Error("a blob of no bytes")
+	}
+}
+
+func TestCheckSpace(t *testing.T) {
+	s, root, data := testBlob(t, 3*testChunk, testChunk)
+	s.free = func(string) (uint64, error) { return 1000, nil }
+	for _, c := range []struct {
+		name  string
+		sizes map[mesh.Hash]uint64
+		ok    bool
+	}{
+		{"nothing", nil, true},
+		{"what is there takes no room", map[mesh.Hash]uint64{root: uint64(len(data))}, true},
+		{"just enough", map[mesh.Hash]uint64{{1}: 600, {2}: 400}, true},
+		{"each alone would do", map[mesh.Hash]uint64{{1}: 600, {2}: 401}, false},
+		{"more than any disk has", map[mesh.Hash]uint64{{1}: 1 << 63, {2}: 1 << 63}, false},
+	} {
+		if err := s.CheckSpace(c.sizes); (err == nil) != c.ok {
+			t.Errorf("%s: %v", c.name, err)
+		}
+	}
+}

@@ -1,0 +1,165 @@
+package native
+
+import (
+	"context"
+	"errors"
+	"math"
+	"slices"
+	"sync"
+	"testing"
+
+	"github.com/gonka-mesh/mesh"
+	"github.com/gonka-mesh/mesh/inference"
+	"github.com/gonka-mesh/mesh/internal/merkle"
+)
+
+func score(t *testing.T, e *Engine, s inference.Scoring) []inference.Position {
+	t.Helper()
+	var out []inference.Position
+	err := e.Score(t.Context(), s, func(p inference.Position) error {
+		p.State, p.Logits = slices.Clone(p.State), slices.Clone(p.Logits)
+		out = append(out, p)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// TestScore holds that a check sees what the host saw: the log-probabilities of every
+// token, and the same values in other chunks and beside other requests.
+func TestScore(t *testing.T) {
+	e := start(t, Config{File: small(t), Threads: 2})
+	g := generation(9, 30, 40)
+	g.LogProbs, g.Top, g.IgnoreEOS = true, 2, true
+	a := mustAsk(t, e, g)
+	s := inference.Scoring{
+		Tokens: append(slices.Clone(g.Prompt), a.ids()...), From: len(g.Prompt) - 1, LogProbs: true, Top: 2,
+		Logits: func(p int) bool { return p == 40 },
+	}
+	got := score(t, e, s)
+	if len(got) != len(a.tokens)+1 || got[0].Index != len(g.Prompt)-1 {
+		t.Fatalf("%d positions from %d on", len(got), got[0].Index)
+	}
+	for i, tok := range a.tokens {
+		if got[i].Next != tok.LogProb || !slices.Equal(got[i].Top, tok.Top) {
+			t.Errorf("token %d: scored %g %v, was %g %v", i, got[i].Next, got[i].Top, tok.LogProb, tok.Top)
+		}
+	}
+	if last := got[len(got)-1]; last.Next != 0 || len(last.Top) != 2 {
+		t.Errorf("after the last token: %g, %v", last.Next, last.Top)
+	}
+	busy, stop := context.WithCancel(t.Context())
+	var all sync.WaitGroup
+	for i := range 3 {
+		all.Go(func() { e.Generate(busy, endless(uint64(i)), func(inference.Token) error { return nil }) })
+	}
+	for _, other := range []*Engine{start(t, Config{File: small(t), Chunk: 7}), e} {
+		for i, p := range score(t, other, s) {
+			if p.Next != got[i].Next || p.Hidden != got[i].Hidden || !slices.Equal(p.State, got[i].State) {
+				t.Fatalf("position %d differs", p.Index)
+			}
+		}
+	}
+	stop()
+	all.Wait()
+}
+
+func TestScoreRefuses(t *testing.T) {
+	e := start(t, Config{File: small(t), Context: 64})
+	refused := errors.New("enough")
+	for name, c := range map[string]struct {
+		s    inference.Scoring
+		want error
+	}{
+		"nothing":      {inference.Scoring{}, inference.ErrInvalid},
+		"too long":     {inference.Scoring{Tokens: make([]int32, 65)}, inference.ErrInvalid},
+		"no token":     {inference.Scoring{Tokens: []int32{1, -1}}, inference.ErrInvalid},
+		"alternatives": {inference.Scoring{Tokens: []int32{1}, Top: 21}, inference.ErrInvalid},
+		"emit fails":   {inference.Scoring{Tokens: []int32{1}}, refused},
+	} {
+		if err := e.Score(t.Context(), c.s, func(inference.Position) error { return refused }); !errors.Is(err, c.want) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := e.Score(gone, inference.Scoring{Tokens: []int32{1}}, nil); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: %v", err)
+	}
+}
+
+// TestForward holds that embeddings in the place of tokens give the same states as the
+// tokens, alone and in a batch.
+func TestForward(t *testing.T) {
+	e := start(t, Config{File: small(t), Threads: 2})
+	w := e.net.Width
+	var batch [][]float32
+	var want [][]float32
+	for i := range 5 {
+		tokens := generation(uint64(i), 3+20*i, 1).Prompt
+		var x, states []float32
+		for _, id := range tokens {
+			row := make([]float32, w)
+			e.net.embed.Row(int(id), row)
+			x = append(x, row...)
+		}
+		for _, p := range score(t, e, inference.Scoring{Tokens: tokens}) {
+			states = append(states, p.State...)
+		}
+		batch, want = append(batch, x), append(want, states)
+	}
+	got, err := e.Forward(t.Context(), batch)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range want {
+		if !slices.Equal(got[i], want[i]) {
+			t.Errorf("sequence %d differs", i)
+		}
+	}
+	for name, bad := range map[string][]float32{"empty": {}, "part": make([]float32, w+1), "NaN": {float32(math.NaN())}} {
+		if name == "NaN" {
+			bad = append(bad, make([]float32, w-1)...)
+		}
+		if _, err := e.Forward(t.Context(), [][]float32{bad}); !errors.Is(err, inference.ErrInvalid) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestEmbed(t *testing.T) {
+	e := start(t, Config{File: small(t)})
+	tokens := generation(2, 9, 1).Prompt
+	calls := 0
+	got, err := e.Embed(t.Context(), tokens, func() { calls++ })
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := got.Vector
+	sum, mean := 0.0, make([]float64, len(v))
+	var leaves []mesh.Hash
+	for _, x := range v {
+		sum += float64(x) * float64(x)
+	}
+	if math.Abs(sum-1) > 1e-5 {
+		t.Errorf("length %g", math.Sqrt(sum))
+	}
+	for _, p := range score(t, e, inference.Scoring{Tokens: tokens}) {
+		for i, x := range p.State {
+			mean[i] += float64(x)
+		}
+		leaves = append(leaves, p.Hidden)
+	}
+	if got.Hidden != merkle.Root(leaves) || got.Positions != len(tokens) || calls == 0 || len(v) != e.Info().Embed {
+		t.Errorf("%d numbers, %d positions, root %s, %d calls", len(v), got.Positions, got.Hidden.Short(), calls)
+	}
+	dot, norm := 0.0, 0.0
+	for i, x := range mean {
+		dot, norm = dot+x*float64(v[i]), norm+x*x
+	}
+	if dot/math.Sqrt(norm) < 1-1e-6 {
+		t.Errorf("it points elsewhere than the mean: %g", dot/math.Sqrt(norm))
+	}
+}
