@@ -19,23 +19,27 @@ const module = "github.com/gonka-mesh/mesh"
 // first. "..." stands for everything.
 var layers = map[string][]string{
 	".":                                {},
+	"internal/atomicfile":              {},
 	"internal/merkle":                  {"."},
 	"p2p/p2ppb":                        {},
-	"p2p":                              {".", "p2p/p2ppb"},
+	"p2p":                              {".", "internal/atomicfile", "p2p/p2ppb"},
 	"p2p/p2psim":                       {},
-	"p2p/blob":                         {".", "internal/merkle", "p2p", "p2p/p2ppb"},
+	"p2p/blob":                         {".", "internal/atomicfile", "internal/merkle", "p2p", "p2p/p2ppb"},
 	"inference/inferencepb":            {},
 	"inference":                        {".", "internal/merkle", "inference/inferencepb"},
+	"inference/grammar":                {},
 	"inference/kernel":                 {},
 	"inference/kernel/internal/asmgen": {},
-	"inference/model":                  {".", "internal/merkle", "inference/model/jinja"},
+	"inference/model":                  {".", "internal/atomicfile", "internal/merkle", "inference/model/jinja"},
 	"inference/model/jinja":            {},
 	"inference/model/builtin":          {"inference/model"},
-	"inference/native":                 {".", "internal/merkle", "inference", "inference/inferencepb", "inference/kernel", "inference/model"},
+	"inference/native":                 {".", "internal/atomicfile", "internal/merkle", "inference", "inference/grammar", "inference/inferencepb", "inference/kernel", "inference/model"},
+	"inference/gpu":                    {},
+	"inference/adapter":                {".", "inference", "inference/inferencepb"},
 	"inference/receipts":               {".", "inference", "inference/inferencepb"},
 	"inference/host":                   {".", "inference", "inference/inferencepb", "p2p"},
 	"inference/router":                 {".", "inference", "inference/inferencepb", "p2p"},
-	"inference/openai":                 {".", "inference", "inference/inferencepb"},
+	"inference/openai":                 {".", "inference", "inference/grammar", "inference/inferencepb"},
 	"node":                             {"..."},
 	"node/api":                         {"."},
 	"node/sim":                         {"..."},
@@ -49,6 +53,7 @@ var outside = map[string]string{
 	"github.com/marcopolo/":    "p2p",
 	"github.com/spf13/":        "cmd/mesh",
 	"go.etcd.io/bbolt":         "inference/receipts",
+	"github.com/NVIDIA/":       "inference/gpu",
 }
 
 // TestImportsPointDown parses every file, tests included, in this process: a test
@@ -61,7 +66,7 @@ func TestImportsPointDown(t *testing.T) {
 		}
 		name := d.Name()
 		if d.IsDir() {
-			if file != "." && (strings.HasPrefix(name, ".") || name == "testdata" || name == "e2e" || name == "tools" || name == "bin") {
+			if file != "." && (strings.HasPrefix(name, ".") || name == "testdata" || name == "e2e" || name == "peers" || name == "tools" || name == "bin") {
 				return filepath.SkipDir
 			}
 			return nil

@@ -2,6 +2,7 @@ package node
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -27,19 +28,25 @@ type Config struct {
 	Bootstrap []string `yaml:"bootstrap"` // multiaddresses that end in /p2p/PEER
 	Owner     string   `yaml:"owner"`     // address that rewards go to; empty: the node itself
 	Models    []string `yaml:"model"`     // file, name or hash; empty: the built-in model and those added before
+	Engines   []string `yaml:"engine"`    // URLs of inference servers whose models are served, or auto
 	Light     bool     `yaml:"light"`     // no serving
+
+	EngineKey     string `yaml:"engine-key"`    // API key of those servers; better in MESH_ENGINE_KEY
+	EngineKV      string `yaml:"engine-kv"`     // how they store keys and values, where they do not say
+	Deterministic bool   `yaml:"deterministic"` // they run in their deterministic mode, where they do not say
 
 	Threads      int    `yaml:"threads"`       // of the engine; 0: all processors
 	Slots        int    `yaml:"slots"`         // requests decoded at once; 0: 32
 	Queue        int    `yaml:"queue"`         // requests that may wait; 0: 64
 	KV           string `yaml:"kv"`            // stored type of the KV cache: f16 or f32
-	MemoryMB     int64  `yaml:"memory"`        // limit of the KV caches in MiB; 0: a quarter of the machine
+	MemoryMB     int64  `yaml:"memory"`        // limit of the KV caches of all models in MiB; 0: a quarter of the machine
 	PricePrompt  uint64 `yaml:"price-prompt"`  // ngonka per prompt token
 	PriceOutput  uint64 `yaml:"price-output"`  // ngonka per output token
 	NoMDNS       bool   `yaml:"no-mdns"`       // do not look for peers on the local network
 	NoPortMap    bool   `yaml:"no-portmap"`    // do not ask the router for a port
 	InterTokenMS int    `yaml:"inter-token"`   // a host silent for so many ms counts as dead; 0: 2000
 	ReceiptsMB   int64  `yaml:"receipts"`      // space for receipts in MiB; 0: 256
+	PackedMB     int64  `yaml:"packed-cache"`  // packed weights kept of each model in MiB; 0: as many as it has, -1: none
 	DrainSeconds int    `yaml:"drain-seconds"` // at shutdown, time for running answers; 0: 10
 }
 
@@ -97,6 +104,10 @@ func (c *Config) complete() error {
 	if c.Light && len(c.Models) > 0 {
 		return errors.New("--light serves nothing, so --model does not go with it")
 	}
+	if c.Light && len(c.Engines) > 0 {
+		return errors.New("--light serves nothing, so --engine does not go with it")
+	}
+	c.EngineKey = cmp.Or(c.EngineKey, os.Getenv("MESH_ENGINE_KEY"))
 	switch c.KV {
 	case "":
 		c.KV = "f16"
@@ -114,6 +125,17 @@ func (c *Config) complete() error {
 		return errors.New("threads, slots, queue, inter-token, memory and drain-seconds may not be negative")
 	}
 	return nil
+}
+
+// memory returns the limit of keys and values of all models in bytes.
+func (c *Config) memory() int64 {
+	if c.MemoryMB > 0 {
+		return c.MemoryMB << 20
+	}
+	if total := totalMemory(); total > 0 {
+		return total / 4
+	}
+	return 1 << 30
 }
 
 func setDefault[T comparable](v *T, d T) {

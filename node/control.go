@@ -5,13 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
+	"slices"
 
 	"github.com/gonka-mesh/mesh"
 	"github.com/gonka-mesh/mesh/inference/host"
 	"github.com/gonka-mesh/mesh/inference/model/builtin"
 	"github.com/gonka-mesh/mesh/node/api"
-	"github.com/gonka-mesh/mesh/p2p/blob"
 )
 
 var _ api.Control = (*Node)(nil)
@@ -30,11 +29,16 @@ func (n *Node) Connect(ctx context.Context, multiaddr string) (api.Peer, error) 
 	return api.Peer{}, fmt.Errorf("connect %s: it hung up", multiaddr)
 }
 
-// loadModels serves what the configuration names, else the built-in model and
-// those that were added before.
+// loadModels serves what the configuration names: servers and models, else the
+// built-in model and those that were added before.
 func (n *Node) loadModels(ctx context.Context) error {
 	quiet := func(api.Progress) {}
+	if err := n.serveServers(ctx); err != nil {
+		return err
+	}
 	if len(n.cfg.Models) > 0 {
+		n.models.expect(len(n.cfg.Models))
+		defer n.models.expect(0)
 		for _, ref := range n.cfg.Models {
 			// What has to be fetched needs the network, which is not up yet.
 			if err := n.serveRef(ctx, ref, quiet); err != nil {
@@ -43,14 +47,17 @@ func (n *Node) loadModels(ctx context.Context) error {
 		}
 		return nil
 	}
+	if len(n.cfg.Engines) > 0 {
+		return nil // the servers' models are what this node is for
+	}
+	entries, _ := n.models.list()
+	entries = slices.DeleteFunc(entries, func(e entry) bool { return !e.Serve })
+	n.models.expect(1 + len(entries))
+	defer n.models.expect(0) // some may be missing
 	if err := n.serveBuiltin(ctx); err != nil {
 		return err
 	}
-	entries, _ := n.models.list()
 	for _, e := range entries {
-		if !e.Serve {
-			continue
-		}
 		// A model that has gone is no reason to stay away.
 		if err := n.serve(e); err != nil {
 			n.log.Error("an added model cannot be served", "model", e.Name, "err", err)
@@ -142,49 +149,6 @@ func (n *Node) PullModel(ctx context.Context, ref string, progress func(api.Prog
 	return n.modelNow(ctx, e.Model)
 }
 
-// fetch returns the entry of a model: of a file here, or pulled from peers.
-func (n *Node) fetch(ctx context.Context, ref string, progress func(api.Progress)) (entry, error) {
-	if e, ok := n.models.find(ref); ok && ref != e.Path { // a file is looked at anew
-		return e, nil
-	}
-	if _, err := os.Stat(ref); err == nil && strings.ContainsAny(ref, "/.") {
-		e, err := n.models.describe(ctx, ref, progress)
-		if err != nil {
-			return entry{}, err
-		}
-		return e, n.models.put(e)
-	}
-	root, name, ok := n.core.dir.rootOf(ref)
-	if !ok {
-		look, cancel := context.WithTimeout(ctx, lookTime)
-		key, _ := mesh.ParseHash(ref) // zero asks for everything
-		n.core.Net.Find(look, key)
-		cancel()
-		root, name, ok = n.core.dir.rootOf(ref)
-	}
-	if !ok {
-		var err error
-		if root, err = mesh.ParseHash(ref); err != nil {
-			return entry{}, fmt.Errorf("no file %s, and no host that is known offers a model of this name; give its hash, or see `mesh model ls`", ref)
-		}
-	}
-	path, err := n.pull(ctx, root, progress)
-	if err != nil {
-		return entry{}, err
-	}
-	e, err := n.models.describe(ctx, path, func(api.Progress) {})
-	if err != nil {
-		return entry{}, errors.Join(fmt.Errorf("file %s is no model that this mesh can read: %w", root.Short(), err), n.models.blobs.Remove(root))
-	}
-	if want, err := mesh.ParseHash(ref); err == nil && want != e.Model && want != root {
-		return entry{}, errors.Join(fmt.Errorf("a peer gave model %s for %s; its file is dropped, try again", e.Model, ref), n.models.blobs.Remove(root))
-	}
-	if e.Pulled, e.Name = true, name; name == "" {
-		e.Name = "model-" + root.Short()
-	}
-	return e, n.models.put(e)
-}
-
 func (n *Node) modelNow(ctx context.Context, id mesh.ModelID) (api.Model, error) {
 	all, err := n.Models(ctx)
 	if err != nil {
@@ -198,7 +162,8 @@ func (n *Node) modelNow(ctx context.Context, id mesh.ModelID) (api.Model, error)
 	return api.Model{}, fmt.Errorf("model %s: %w", id, api.ErrNotFound)
 }
 
-// RemoveModel stops serving a model and forgets it; a pulled file is deleted.
+// RemoveModel stops serving a model and forgets it; pulled files are deleted, and what
+// there is of a model whose pull did not end.
 func (n *Node) RemoveModel(ctx context.Context, ref string) (api.Model, error) {
 	l := n.models.served(ref)
 	e, known := n.models.find(ref)
@@ -209,7 +174,8 @@ func (n *Node) RemoveModel(ctx context.Context, ref string) (api.Model, error) {
 	case known:
 		out = modelOf(e)
 	default:
-		return api.Model{}, fmt.Errorf("this node has no model %s: %w", ref, api.ErrNotFound)
+		p, err := n.models.abandon(ref)
+		return api.Model{Name: p.Name, Model: p.Model, Root: p.Root}, err
 	}
 	if l != nil {
 		if err := n.core.Remove(l.Model); err != nil {
@@ -229,15 +195,4 @@ func (n *Node) RemoveModel(ctx context.Context, ref string) (api.Model, error) {
 		}
 	}
 	return out, nil
-}
-
-// pull fetches a file by its root.
-func (n *Node) pull(ctx context.Context, root mesh.Hash, progress func(api.Progress)) (string, error) {
-	path, err := n.fetcher.Fetch(ctx, root, blob.Options{Progress: func(done, total uint64, sources int) {
-		progress(api.Progress{Stage: "fetch", Bytes: int64(done), Total: int64(total), Sources: sources})
-	}})
-	if err != nil {
-		return "", fmt.Errorf("fetch %s: %w", root.Short(), err)
-	}
-	return path, nil
 }

@@ -87,7 +87,7 @@ func (c *Core) build(cfg CoreConfig) (err error) {
 	r := cfg.Router
 	r.Network, r.Key, r.Dialer, r.Local, r.Directory = cfg.P2P.Network, cfg.P2P.Key, c.Net, c.Host, c.dir
 	r.Publish, r.Addrs, r.Receipts, r.Epoch, r.Penalise, r.Text = c.announce, c.Net.Addrs, cfg.Receipts, cfg.P2P.Epoch, c.Net.Penalise, c.textOf
-	r.Connected = c.Net.Connected
+	r.Connected, r.Count = c.Net.Connected, c.countOf
 	r.Log, r.Metrics = cfg.P2P.Log, cfg.P2P.Metrics
 	c.Router, err = router.New(r)
 	return err
@@ -182,6 +182,20 @@ func (c *Core) textOf(id mesh.ModelID) inference.Detokenizer {
 		return c.fallbackText()
 	}
 	return nil
+}
+
+// countOf counts the prompt tokens of a question, of a model that is served here; 0
+// for others.
+func (c *Core) countOf(id mesh.ModelID, q *inferencepb.Question) int {
+	m, ok := c.model(id)
+	if !ok {
+		return 0
+	}
+	prompt, err := m.engine.Encode(q)
+	if err != nil {
+		return 0
+	}
+	return len(prompt)
 }
 
 // advertise tells the network what this node serves, once it has joined.

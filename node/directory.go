@@ -43,10 +43,17 @@ type directory struct {
 
 var _ router.Directory = (*directory)(nil)
 
-// Resolve returns the ID of a model by name or ID.
+// Resolve returns the ID of a model by name or ID. An ID that no advert and no record
+// of the DHT knows is unknown, like a name.
 func (d *directory) Resolve(ctx context.Context, name string) (mesh.ModelID, error) {
 	if id, err := mesh.ParseHash(name); err == nil {
-		return id, nil
+		if id == d.fallback {
+			return id, nil
+		}
+		if hosts, err := d.Hosts(ctx, id); err != nil || len(hosts) > 0 {
+			return id, err
+		}
+		return id, fmt.Errorf("model %s: %w", name, inference.ErrUnknownModel)
 	}
 	for _, m := range d.own() {
 		if name == "" || name == m.Name {
@@ -147,7 +154,8 @@ func (d *directory) Models(context.Context) ([]inference.ModelInfo, error) {
 		if !slices.ContainsFunc(out, func(i inference.ModelInfo) bool { return i.ID == m.id }) {
 			out = append(out, inference.ModelInfo{
 				ID: m.id, Name: m.capability.GetName(), Context: int(m.capability.GetContext()),
-				Slots: int(m.capability.GetSlots()), Bytes: int64(m.capability.GetSize()), Fingerprint: m.capability.GetFingerprint(),
+				Slots: int(m.capability.GetSlots()), Bytes: int64(m.capability.GetSize()), Embed: int(m.capability.GetEmbed()),
+				Fingerprint: m.capability.GetFingerprint(),
 			})
 		}
 	}

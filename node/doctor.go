@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/gonka-mesh/mesh/inference/gpu"
 	"github.com/gonka-mesh/mesh/inference/kernel"
 	"github.com/gonka-mesh/mesh/inference/model/builtin"
 	"github.com/gonka-mesh/mesh/node/api"
@@ -23,7 +24,7 @@ func Doctor(ctx context.Context, home string, c *api.Client) []api.Check {
 	status, err := c.Status(ctx)
 	var absent *api.NotRunningError
 	running := err == nil
-	checks := []api.Check{checkKernel(), checkModel(), checkHome(home), checkDisk(home), checkMemory(), checkFiles(), checkUDPBuffers(), checkMulticast()}
+	checks := []api.Check{checkKernel(), checkGPU(gpu.Find(ctx)), checkModel(), checkHome(home), checkDisk(home), checkMemory(), checkFiles(), checkUDPBuffers(), checkMulticast()}
 	if !running && !errors.As(err, &absent) {
 		return append(checks, api.Check{Name: "node", State: "fail", Detail: err.Error(), Remedy: "what answers there is no mesh node, or it needs --api-key"})
 	}

@@ -83,7 +83,7 @@ func FuzzCatalogue(f *testing.F) {
 		if err := os.WriteFile(home.Path("models.json"), b, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		c, err := openCatalogue(home, log)
+		c, err := openCatalogue(home, 1<<30, log)
 		if err != nil {
 			return
 		}
@@ -94,7 +94,7 @@ func FuzzCatalogue(f *testing.F) {
 			if err := c.put(entries[0]); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := openCatalogue(home, log); err != nil {
+			if _, err := openCatalogue(home, 1<<30, log); err != nil {
 				t.Errorf("what was written is not read back: %v", err)
 			}
 		}

@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/gonka-mesh/mesh/internal/atomicfile"
 )
 
 // homeVersion is the layout of a home folder. A newer one is refused.
@@ -72,7 +74,10 @@ func (h *Home) checkVersion() error {
 	path := h.Path("version")
 	b, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
-		return writeFile(path, []byte(homeVersion+"\n"), 0o600)
+		if err := atomicfile.Write(path, []byte(homeVersion+"\n"), 0o600); err != nil {
+			return fmt.Errorf("open home: %w", err)
+		}
+		return nil
 	}
 	if err != nil {
 		return fmt.Errorf("open home: %w", err)
@@ -94,34 +99,8 @@ func (h *Home) Token() (string, error) {
 		return "", fmt.Errorf("draw API token: %w", err)
 	}
 	token := hex.EncodeToString(raw[:])
-	return token, writeFile(path, []byte(token+"\n"), 0o600)
-}
-
-// writeFile replaces a file so that a crash leaves the old content or the new.
-func writeFile(path string, data []byte, mode os.FileMode) error {
-	tmp, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".tmp*")
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
+	if err := atomicfile.Write(path, []byte(token+"\n"), 0o600); err != nil {
+		return "", fmt.Errorf("keep API token: %w", err)
 	}
-	defer os.Remove(tmp.Name())
-	_, err = tmp.Write(data)
-	err = errors.Join(err, tmp.Chmod(mode), tmp.Sync(), tmp.Close())
-	if err == nil {
-		err = os.Rename(tmp.Name(), path)
-	}
-	if err == nil {
-		err = syncDir(filepath.Dir(path))
-	}
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	return nil
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return token, nil
 }

@@ -159,6 +159,9 @@ func runVictim(ctx context.Context, b brief) error {
 	if err != nil {
 		return err
 	}
+	if err := n.models.put(entry{Name: "file", Path: path, Model: root, Root: root, Bytes: blobForFoes}); err != nil { // or the start sweeps it away
+		return err
+	}
 	tell(root)
 	return n.Run(ctx, func(r api.Ready) { tell(r) })
 }

@@ -10,13 +10,14 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 
 	"github.com/gonka-mesh/mesh"
+	"github.com/gonka-mesh/mesh/inference"
 	"github.com/gonka-mesh/mesh/inference/model"
 	"github.com/gonka-mesh/mesh/inference/model/builtin"
 	"github.com/gonka-mesh/mesh/inference/native"
+	"github.com/gonka-mesh/mesh/internal/atomicfile"
 	"github.com/gonka-mesh/mesh/node/api"
 	"github.com/gonka-mesh/mesh/p2p/blob"
 )
@@ -24,17 +25,22 @@ import (
 // catalogue is the node's list of models: the built-in one, and those added or
 // pulled, which models.json in the home folder remembers.
 type catalogue struct {
-	path   string // of models.json
-	hashes string // cache of the hashes of big files
-	blobs  *blob.Store
-	log    *slog.Logger
+	path    string // of models.json
+	hashes  string // cache of the hashes of big files
+	packed  string // folder of packed weights
+	folders string // of models of several files that were pulled; see folder
+	blobs   *blob.Store
+	log     *slog.Logger
 
 	mu      sync.Mutex
 	entries []entry   // guarded by mu
+	coming  []coming  // guarded by mu; the models that are being pulled
 	open    []*loaded // guarded by mu; the models that are served
+	budget  budget    // guarded by mu
 }
 
-// entry is a model that the node has as a file.
+// entry is a model that the node has as a file, or as several: then Root is that of
+// its manifest, which tells peers the others.
 type entry struct {
 	Name    string       `json:"name"`
 	Path    string       `json:"path"`
@@ -45,28 +51,38 @@ type entry struct {
 	Context int          `json:"context"`
 	Serve   bool         `json:"serve"`  // at every start
 	Pulled  bool         `json:"pulled"` // the file is ours to delete
+	Files   []mesh.Hash  `json:"files,omitempty"`
 }
+
+// roots returns the blobs of a model.
+func (e *entry) roots() []mesh.Hash { return append([]mesh.Hash{e.Root}, e.Files...) }
 
 // loaded is a model in memory.
 type loaded struct {
 	entry
-	engine  *native.Engine
+	engine  inference.Engine
 	file    *model.File
 	builtin bool
+	memory  int64 // bytes for keys and values
 }
 
 // catalogueFile is models.json.
 type catalogueFile struct {
-	Version int     `json:"version"`
-	Models  []entry `json:"models"`
+	Version int      `json:"version"`
+	Models  []entry  `json:"models"`
+	Coming  []coming `json:"coming,omitempty"`
 }
 
-func openCatalogue(home *Home, log *slog.Logger) (*catalogue, error) {
+func openCatalogue(home *Home, memory int64, log *slog.Logger) (*catalogue, error) {
 	blobs, err := blob.Open(home.Path("blobs"), log)
 	if err != nil {
 		return nil, err
 	}
-	c := &catalogue{path: home.Path("models.json"), hashes: home.Path("hashes.json"), blobs: blobs, log: log}
+	c := &catalogue{path: home.Path("models.json"), hashes: home.Path("hashes.json"), packed: home.Path("packed"),
+		folders: home.Path("models"), blobs: blobs, log: log, budget: budget{limit: memory}}
+	if err := c.clearPacked(); err != nil {
+		return nil, err
+	}
 	b, err := os.ReadFile(c.path)
 	if errors.Is(err, os.ErrNotExist) {
 		return c, nil
@@ -83,23 +99,42 @@ func openCatalogue(home *Home, log *slog.Logger) (*catalogue, error) {
 	if f.Version != 1 {
 		return nil, fmt.Errorf("list of models %s has version %d, this mesh knows 1", c.path, f.Version)
 	}
-	c.entries = f.Models
+	c.entries, c.coming = f.Models, f.Coming
 	return c, nil
+}
+
+// sweep removes files of models that are neither listed nor served nor half pulled:
+// they were to be removed when the process before was killed, or it served them once.
+func (c *catalogue) sweep() error {
+	c.mu.Lock()
+	kept := slices.Clone(c.entries)
+	for _, l := range c.open {
+		kept = append(kept, l.entry)
+	}
+	c.mu.Unlock()
+	known := func(id mesh.ModelID) bool {
+		return slices.ContainsFunc(kept, func(e entry) bool { return e.Model == id })
+	}
+	return errors.Join(c.blobs.Sweep(c.uses), c.sweepFolders(known), c.sweepPacked(known))
 }
 
 // save writes models.json. The caller holds mu.
 func (c *catalogue) save() error {
-	b, err := json.MarshalIndent(catalogueFile{Version: 1, Models: c.entries}, "", "  ")
+	b, err := json.MarshalIndent(catalogueFile{Version: 1, Models: c.entries, Coming: c.coming}, "", "  ")
 	if err != nil {
 		return fmt.Errorf("encode list of models: %w", err)
 	}
-	return writeFile(c.path, append(b, '\n'), 0o600)
+	if err := atomicfile.Write(c.path, append(b, '\n'), 0o600); err != nil {
+		return fmt.Errorf("write list of models: %w", err)
+	}
+	return nil
 }
 
-// put adds or replaces an entry.
+// put adds or replaces an entry. A pull of it is done.
 func (c *catalogue) put(e entry) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.coming = slices.DeleteFunc(c.coming, func(p coming) bool { return p.Root == e.Root })
 	c.entries = slices.DeleteFunc(c.entries, func(old entry) bool { return old.Model == e.Model })
 	c.entries = append(c.entries, e)
 	return c.save()
@@ -136,41 +171,49 @@ func (c *catalogue) served(ref string) *loaded {
 	return nil
 }
 
-// describe opens a model file, checks it and names it.
+// describe opens a model, checks it, names it, and offers its files to peers.
 func (c *catalogue) describe(ctx context.Context, path string, progress func(api.Progress)) (entry, error) {
-	f, err := model.Open(path)
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return entry{}, fmt.Errorf("open model: %w", err)
+	}
+	f, m, err := c.examine(ctx, path)
 	if err != nil {
 		return entry{}, err
 	}
 	defer f.Close()
-	root, err := c.blobs.Add(ctx, path, func(done, total uint64) {
-		progress(api.Progress{Stage: "hash", Bytes: int64(done), Total: int64(total)})
-	})
+	return entryOf(f, m), c.offer(ctx, f, m, progress)
+}
+
+// examine opens a model and says what it is.
+func (c *catalogue) examine(ctx context.Context, path string) (*model.File, *model.Manifest, error) {
+	f, err := model.Open(path)
 	if err != nil {
-		return entry{}, err
+		return nil, nil, err
 	}
 	m, err := f.Manifest(ctx, c.hashes)
 	if err != nil {
-		return entry{}, err
+		return nil, nil, errors.Join(err, f.Close())
 	}
-	name := strings.TrimSuffix(filepath.Base(path), ".gguf")
-	return entry{Name: name, Path: path, Model: m.ID(), Root: root, Bytes: f.Size(), Arch: f.Config.Architecture, Context: f.Config.Context}, nil
+	return f, m, nil
 }
 
 // load opens an entry and starts its engine.
 func (c *catalogue) load(e entry, cfg Config) (*loaded, error) {
-	f, err := model.Open(e.Path)
+	ctx := context.Background()
+	f, m, err := c.examine(ctx, e.Path)
 	if err != nil {
 		return nil, err
 	}
-	// The file may be another one by now; under the old ID its answers would be lies.
-	m, err := f.Manifest(context.Background(), c.hashes)
-	if err == nil && m.ID() != e.Model {
-		err = fmt.Errorf("file %s has changed since it was added; add it again", e.Path)
-	}
-	if err != nil {
+	// It may be another one by now; under the old ID its answers would be lies.
+	if m.ID() != e.Model {
 		f.Close()
-		return nil, err
+		return nil, fmt.Errorf("file %s has changed since it was added; add it again", e.Path)
+	}
+	// The store may not take a file for what it was: one with a new date, or that
+	// another model had, too.
+	if err := c.offer(ctx, f, m, func(api.Progress) {}); err != nil {
+		c.log.Warn("peers cannot fetch a model", "model", e.Name, "err", err)
 	}
 	l, err := c.start(&loaded{entry: e, file: f}, cfg)
 	if err != nil {
@@ -195,21 +238,46 @@ func (c *catalogue) loadBuiltin(ctx context.Context, cfg Config) (*loaded, error
 }
 
 func (c *catalogue) start(l *loaded, cfg Config) (*loaded, error) {
-	memory := cfg.MemoryMB << 20
-	if memory == 0 {
-		memory = totalMemory() / 4
-	}
-	var err error
-	l.engine, err = native.Open(native.Config{
-		File: l.file, ID: l.Model, Name: l.Name, Threads: cfg.Threads, Slots: cfg.Slots, KV: cfg.KV, Memory: memory,
-	})
+	use, err := memoryUse(l.file.Config, cfg.KV, cfg.Slots)
 	if err != nil {
 		return nil, err
 	}
 	c.mu.Lock()
-	c.open = append(c.open, l)
+	l.memory, err = c.budget.take(use)
 	c.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	engine, err := native.Open(native.Config{
+		File: l.file, ID: l.Model, Name: l.Name, Threads: cfg.Threads, Slots: cfg.Slots, KV: cfg.KV, Memory: l.memory,
+		Packed: c.packedPath(l, cfg), PackedLimit: cfg.PackedMB << 20, Log: c.log,
+	})
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err != nil {
+		c.budget.give(l.memory)
+		return nil, err
+	}
+	l.engine = engine
+	c.open = append(c.open, l)
 	return l, nil
+}
+
+// adopt takes in the engine of a server that this node did not start.
+func (c *catalogue) adopt(e inference.Engine) *loaded {
+	info := e.Info()
+	l := &loaded{entry: entry{Name: info.Name, Model: info.ID, Bytes: info.Bytes, Context: info.Context}, engine: e}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.open = append(c.open, l)
+	return l
+}
+
+// expect says how many models are about to be loaded, to share what memory is left.
+func (c *catalogue) expect(n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.budget.coming = n
 }
 
 // stop ends a model's engine.
@@ -218,7 +286,10 @@ func (c *catalogue) stop(l *loaded) error {
 	c.open = slices.DeleteFunc(c.open, func(o *loaded) bool { return o == l })
 	c.mu.Unlock()
 	err := l.engine.Close()
-	if !l.builtin {
+	c.mu.Lock()
+	c.budget.give(l.memory)
+	c.mu.Unlock()
+	if l.file != nil && !l.builtin {
 		err = errors.Join(err, l.file.Close())
 	}
 	return err
@@ -234,7 +305,7 @@ func (c *catalogue) close() {
 	}
 }
 
-// forget drops an entry, and its file if it was pulled.
+// forget drops an entry, and its files if it was pulled.
 func (c *catalogue) forget(e entry) error {
 	c.mu.Lock()
 	c.entries = slices.DeleteFunc(c.entries, func(old entry) bool { return old.Model == e.Model })
@@ -243,5 +314,9 @@ func (c *catalogue) forget(e entry) error {
 	if err != nil {
 		return err
 	}
-	return c.blobs.Remove(e.Root)
+	errs := []error{c.drop(e.roots()), c.sweepPacked(func(id mesh.ModelID) bool { return id != e.Model })}
+	if len(e.Files) > 0 {
+		errs = append(errs, os.RemoveAll(c.folder(e.Model)))
+	}
+	return errors.Join(errs...)
 }

@@ -21,6 +21,7 @@ import (
 
 	"github.com/gonka-mesh/mesh"
 	"github.com/gonka-mesh/mesh/inference"
+	"github.com/gonka-mesh/mesh/inference/gpu"
 	"github.com/gonka-mesh/mesh/inference/model/builtin"
 	"github.com/gonka-mesh/mesh/inference/openai"
 	"github.com/gonka-mesh/mesh/inference/receipts"
@@ -42,6 +43,7 @@ type Node struct {
 	models   *catalogue
 	receipts *receipts.Store
 	tally    *tally
+	gpus     *gpuWatch
 	core     *Core
 	blobs    *blob.Server
 	fetcher  *blob.Fetcher
@@ -79,7 +81,7 @@ func (n *Node) build() (err error) {
 	if n.token, err = n.home.Token(); err != nil {
 		return err
 	}
-	if n.models, err = openCatalogue(n.home, n.log); err != nil {
+	if n.models, err = openCatalogue(n.home, n.cfg.memory(), n.log); err != nil {
 		return err
 	}
 	network := n.genesis.Network()
@@ -88,6 +90,8 @@ func (n *Node) build() (err error) {
 	}
 	n.metrics = prometheus.NewRegistry()
 	n.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	n.gpus = &gpuWatch{log: n.log}
+	n.metrics.MustRegister(n.gpus)
 	n.tally = &tally{store: n.receipts, self: mesh.AddressOf(n.key.Public().(ed25519.PublicKey))}
 	fallback, err := builtinID()
 	if err != nil {
@@ -102,7 +106,7 @@ func (n *Node) build() (err error) {
 	}
 	n.blobs = blob.NewServer(blob.ServerConfig{Store: n.models.blobs, Penalise: n.core.Net.Penalise, Log: n.log})
 	n.fetcher = blob.NewFetcher(blob.Config{
-		Store: n.models.blobs, Dialer: n.core.Net, Sources: n.core.dir.sources, Penalise: n.core.Net.Penalise, Log: n.log,
+		Store: n.models.blobs, Dialer: n.core.Net, Sources: n.sources, Penalise: n.core.Net.Penalise, Log: n.log,
 	})
 	return nil
 }
@@ -199,14 +203,18 @@ func (n *Node) start(ctx context.Context) error {
 		if err := n.loadModels(ctx); err != nil {
 			return err
 		}
+		go gpu.Watch(ctx, 0, n.gpus.see)
+	}
+	if err := n.models.sweep(); err != nil {
+		return err
 	}
 	n.core.Net.Handle("manifest", manifestLimits, n.blobs.ServeManifest)
 	n.core.Net.Handle("blob", blobLimits, n.blobs.ServeRange)
 	if err := n.core.Start(ctx); err != nil {
 		return err
 	}
-	for _, b := range n.models.blobs.List() {
-		n.core.Net.Provide(b.Root)
+	for _, root := range n.models.offered() {
+		n.core.Net.Provide(root)
 	}
 	return nil
 }

@@ -31,7 +31,7 @@ func (n *Node) Status() api.Status {
 		Network: n.genesis.Network(), Genesis: n.genesis.Hash(), Epoch: n.genesis.Epoch(time.Now()), Owner: owner,
 		Home: n.home.Dir, API: n.apiURL, PID: os.Getpid(), Started: n.started, UptimeS: int64(time.Since(n.started).Seconds()),
 		Addrs: n.core.Net.Addrs(), Peers: len(n.core.Net.Peers()), Reachability: reachabilityOf(n.core.Net.Reachability(), n.cfg.NoPortMap),
-		Engines: []api.Engine{}, MemoryBytes: residentMemory(),
+		Engines: []api.Engine{}, MemoryBytes: residentMemory(), KVLimitBytes: n.cfg.memory(),
 	}
 	_, open := n.models.list()
 	for _, l := range open {
@@ -40,9 +40,11 @@ func (n *Node) Status() api.Status {
 			Model: info.ID, Name: info.Name, Class: string(inference.ClassOf(info.Fingerprint)),
 			Engine: info.Fingerprint.GetEngine(), Weights: info.Fingerprint.GetWeights(),
 			Context: info.Context, Slots: info.Slots, Active: load.Active, Queued: load.Queued, Bytes: info.Bytes,
+			KVBytes: l.memory, ModelContext: max(info.Context, info.ModelContext),
 		})
 	}
 	s.Served = n.tally.served()
+	s.GPUs, s.GPUReason = n.gpus.documents()
 	return s
 }
 
@@ -165,8 +167,10 @@ func (n *Node) Receipts(request mesh.Hash, limit int) ([]api.Receipt, error) {
 		return nil, fmt.Errorf("receipt %s: %w", request, api.ErrNotFound)
 	}
 	out := []api.Receipt{}
-	for _, r := range found {
-		out = append(out, n.receiptOf(r))
+	for i, r := range found {
+		doc := n.receiptOf(r)
+		doc.Joins = r.Before == inference.NewChain(n.genesis.Network(), r.Request, r.Pb.GetChoice()) || i > 0 && found[i-1].Joins(r) == nil
+		out = append(out, doc)
 	}
 	return out, nil
 }

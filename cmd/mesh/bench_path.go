@@ -10,7 +10,6 @@ import (
 	"math"
 	"net/http"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -43,7 +42,7 @@ type loadBench struct {
 }
 
 type loadRound struct {
-	Direct float64 `json:"direct_tok_s"`
+	Direct float64 `json:"direct_tok_s"` // mean of the turns before and after
 	Mesh   float64 `json:"mesh_tok_s"`
 }
 
@@ -108,7 +107,7 @@ func timeAsk(ctx context.Context, c *api.Client, prompt string, tokens int, igno
 // benchHop asks the built-in model by both ways, taking turns.
 func benchHop(ctx context.Context, dir string, o benchOptions) (*hopBench, error) {
 	fmt.Fprintln(o.notes, "hop …")
-	p, err := startPair(ctx, dir, "", o.threads)
+	p, err := startPair(ctx, dir, "", o.most())
 	if err != nil {
 		return nil, err
 	}
@@ -138,51 +137,66 @@ func benchHop(ctx context.Context, dir string, o benchOptions) (*hopBench, error
 	return out, nil
 }
 
-// benchLoad runs many streams by both ways, taking turns.
+// benchLoad runs many streams by both ways, taking turns. A turn through the mesh is
+// compared with the mean of the direct turns before and after it, which takes out how
+// a machine's speed drifts.
 func benchLoad(ctx context.Context, dir, file string, o benchOptions) (*loadBench, error) {
 	fmt.Fprintf(o.notes, "load: %d streams, shape %s …\n", o.streams, o.shape)
-	p, err := startPair(ctx, dir, file, o.threads)
+	p, err := startPair(ctx, dir, file, o.most())
 	if err != nil {
 		return nil, err
 	}
 	defer p.stop()
 	direct, hop := p.paths()
-	out := &loadBench{Shape: o.shape, Streams: o.streams}
-	var ratios []float64
-	for i := range o.rounds {
-		var r loadRound
-		ways := []func() error{
-			func() (err error) { r.Direct, err = throughput(ctx, direct, o); return },
-			func() (err error) { r.Mesh, err = throughput(ctx, hop, o); return },
+	for _, c := range []*api.Client{direct, hop} { // opens the connections, makes the caches
+		if _, err := throughput(ctx, c, o.streams, 2); err != nil {
+			return nil, err
 		}
-		if i%2 == 1 {
-			slices.Reverse(ways)
-		}
-		for _, way := range ways {
-			if err := way(); err != nil {
-				return nil, err
-			}
-		}
-		out.Rounds = append(out.Rounds, r)
-		ratios = append(ratios, r.Mesh/r.Direct)
-		fmt.Fprintf(o.notes, "load: direct %.1f, mesh %.1f tok/s\n", r.Direct, r.Mesh)
 	}
-	out.Ratio = quantile(ratios, 0.5)
+	before, err := throughput(ctx, direct, o.streams, o.tokens)
+	if err != nil {
+		return nil, err
+	}
+	out := &loadBench{Shape: o.shape, Streams: o.streams}
+	for range o.rounds {
+		mesh, err := throughput(ctx, hop, o.streams, o.tokens)
+		if err != nil {
+			return nil, err
+		}
+		after, err := throughput(ctx, direct, o.streams, o.tokens)
+		if err != nil {
+			return nil, err
+		}
+		r := loadRound{Direct: (before + after) / 2, Mesh: mesh}
+		out.Rounds = append(out.Rounds, r)
+		fmt.Fprintf(o.notes, "load: direct %.1f, mesh %.1f tok/s\n", r.Direct, r.Mesh)
+		before = after
+	}
+	out.Ratio = loadRatio(out.Rounds)
 	return out, nil
 }
 
+// loadRatio is the median of the rounds' ratios.
+func loadRatio(rounds []loadRound) float64 {
+	var ratios []float64
+	for _, r := range rounds {
+		ratios = append(ratios, r.Mesh/r.Direct)
+	}
+	return quantile(ratios, 0.5)
+}
+
 // throughput returns the tokens per second of all streams together.
-func throughput(ctx context.Context, c *api.Client, o benchOptions) (float64, error) {
+func throughput(ctx context.Context, c *api.Client, streams, tokens int) (float64, error) {
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	total := 0
 	var failed error
 	start := time.Now()
-	for i := range o.streams {
+	for i := range streams {
 		wg.Go(func() {
-			// Prompts differ, so that nothing can be shared between them.
-			prompt := fmt.Sprintf("%d. %s", i, strings.Repeat("some words to read first ", 2))
-			a, err := timeAsk(ctx, c, prompt, o.tokens, true)
+			// Prompts differ, so that nothing can be shared between them, and are short:
+			// what the way costs is a matter of the answers.
+			a, err := timeAsk(ctx, c, fmt.Sprintf("%d.", i), tokens, true)
 			mu.Lock()
 			defer mu.Unlock()
 			total += a.tokens

@@ -16,6 +16,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/gonka-mesh/mesh/internal/atomicfile"
 	"github.com/gonka-mesh/mesh/node"
 	"github.com/gonka-mesh/mesh/node/api"
 )
@@ -106,10 +107,7 @@ func (d *devNet) genesis() error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(path+".tmp", b, 0o600); err != nil {
-		return fmt.Errorf("write genesis: %w", err)
-	}
-	if err := os.Rename(path+".tmp", path); err != nil {
+	if err := atomicfile.Write(path, b, 0o600); err != nil {
 		return fmt.Errorf("write genesis: %w", err)
 	}
 	return nil
@@ -188,16 +186,16 @@ func (d *devNet) light(ctx context.Context, cancel context.CancelFunc, address, 
 			cancel()
 			return
 		}
-		if once != "" {
-			asked = d.once(ctx, &api.Client{Base: r.API, Key: key}, once)
-			cancel()
-			return
-		}
 		if d.asJSON {
 			_ = json.NewEncoder(d.stdout).Encode(r)
-			return
 		}
-		d.print(r)
+		switch {
+		case once != "":
+			asked = d.once(ctx, &api.Client{Base: r.API, Key: key}, once)
+			cancel()
+		case !d.asJSON:
+			d.print(r)
+		}
 	})
 	if asked != nil {
 		return asked

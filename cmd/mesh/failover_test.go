@@ -214,8 +214,8 @@ func (n *network) checkReceipts(t *testing.T, h *heard, place int) int {
 	}
 	at := 0
 	for i, r := range receipts {
-		if !r.Valid || r.First != at {
-			t.Fatalf("receipt %d begins at %d, want %d (valid: %v)", i, r.First, at, r.Valid)
+		if !r.Valid || !r.Joins || r.First != at {
+			t.Fatalf("receipt %d begins at %d, want %d (valid: %v, joins: %v)", i, r.First, at, r.Valid, r.Joins)
 		}
 		if i > 0 && (r.ChainBefore != receipts[i-1].ChainAfter || r.PrefixHost != receipts[i-1].Host) {
 			t.Fatalf("receipt %d does not join the one before", i)

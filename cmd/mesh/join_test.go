@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gonka-mesh/mesh/inference/model"
 	"github.com/gonka-mesh/mesh/node"
 	"github.com/gonka-mesh/mesh/node/api"
 )
@@ -193,4 +194,51 @@ func TestIdleFootprint(t *testing.T) {
 			t.Errorf("%s: %s beside its models, want at most %s", name, size(s.MemoryBytes-extra), size(c.limit))
 		}
 	}
+}
+
+// TestPullSurvivesKill pulls a large file from three hosts and kills one of them while
+// the file comes in.
+func TestPullSurvivesKill(t *testing.T) {
+	s, err := model.ShapeOf("mid")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Vocab = 32 << 10 // 60 MB
+	if os.Getenv("MESH_LONG") != "" {
+		s.Vocab, s.Layers = 128<<10, 40 // 256 MB
+	}
+	file := filepath.Join(t.TempDir(), "large.gguf")
+	var b bytes.Buffer
+	if err := model.Synthesize(&b, s, model.Q8_0, 7); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, b.Bytes(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n := newNetwork(t, 3, file)
+	models, err := n.client(n.light).Models(t.Context())
+	if err != nil || len(models) != 1 || models[0].Hosts != 3 {
+		t.Fatalf("%+v, %v", models, err)
+	}
+	victim, sources := n.hosts[0], 0
+	m, err := n.client(n.light).PullModel(t.Context(), models[0].Model.String(), func(p api.Progress) {
+		sources = max(sources, p.Sources)
+		if victim != nil && p.Stage == "fetch" && p.Bytes > p.Total/4 {
+			if p.Bytes >= p.Total {
+				t.Error("the file was there before a host could be killed")
+			}
+			n.kill(victim)
+			victim, n.hosts[0] = nil, nil
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if victim != nil {
+		t.Error("no host was killed")
+	}
+	if have, err := os.ReadFile(m.Path); err != nil || !bytes.Equal(have, b.Bytes()) {
+		t.Fatalf("the file differs: %v", err)
+	}
+	t.Logf("%s from up to %d hosts", size(m.Bytes), sources)
 }

@@ -55,22 +55,17 @@ func modelCommand(g *globals) *cobra.Command {
 			},
 		},
 		&cobra.Command{
-			Use: "add FILE|NAME|HASH", Short: "Serve a GGUF file, or a model that the mesh has", Args: oneArg("FILE, NAME or HASH"),
+			Use: "add FILE|FOLDER|NAME|HASH", Short: "Serve a GGUF file, a folder of safetensors, or a model that the mesh has", Args: oneArg("FILE, FOLDER, NAME or HASH"),
 			RunE: func(cmd *cobra.Command, args []string) error {
-				ref := args[0]
-				// The node has another working directory than the person who types.
-				if _, err := os.Stat(ref); err == nil {
-					abs, err := filepath.Abs(ref)
-					if err != nil {
-						return fmt.Errorf("model file %s: %w", ref, err)
-					}
-					ref = abs
+				ref, err := modelRef(args[0])
+				if err != nil {
+					return err
 				}
 				return longModel(cmd, g, ref, (*api.Client).AddModel)
 			},
 		},
 		&cobra.Command{
-			Use: "pull HASH", Short: "Fetch a model's file from peers, without serving it", Args: oneArg("HASH"),
+			Use: "pull HASH", Short: "Fetch a model's files from peers, without serving it", Args: oneArg("HASH"),
 			RunE: func(cmd *cobra.Command, args []string) error {
 				return longModel(cmd, g, args[0], (*api.Client).PullModel)
 			},
@@ -90,6 +85,26 @@ func modelCommand(g *globals) *cobra.Command {
 			},
 		},
 	)
+}
+
+// modelRef returns a path as the node needs it, which has another working directory
+// than the person who types; anything else as it is. A folder that is called like a
+// model and holds none is not meant.
+func modelRef(ref string) (string, error) {
+	info, err := os.Stat(ref)
+	if err != nil {
+		return ref, nil
+	}
+	if info.IsDir() && !strings.ContainsRune(ref, filepath.Separator) {
+		if _, err := os.Stat(filepath.Join(ref, "config.json")); err != nil {
+			return ref, nil
+		}
+	}
+	abs, err := filepath.Abs(ref)
+	if err != nil {
+		return "", fmt.Errorf("model %s: %w", ref, err)
+	}
+	return abs, nil
 }
 
 func longModel(cmd *cobra.Command, g *globals, ref string,
@@ -117,7 +132,7 @@ func showModel(cmd *cobra.Command, g *globals, m api.Model) error {
 		id = m.Model.String()
 	}
 	return fields(cmd.OutOrStdout(),
-		"name", m.Name, "id", id, "file root", root, "size", size(m.Bytes), "architecture", m.Arch, "weights", m.Weights,
+		"name", m.Name, "id", id, "root", root, "size", size(m.Bytes), "architecture", m.Arch, "weights", m.Weights,
 		"context", fmt.Sprint(m.Context), "class", m.Class, "here", here(m), "elsewhere", plural(m.Hosts, "host"), "file", m.Path)
 }
 

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -22,7 +24,8 @@ import (
 const mainEnv = "MESH_TEST_MAIN"
 
 func TestMain(m *testing.M) {
-	if os.Getenv(mainEnv) != "" {
+	// A worker of the fuzzer has the environment of a node, too.
+	if os.Getenv(mainEnv) != "" && !slices.Contains(os.Args, "-test.fuzzworker") {
 		os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 	}
 	// What the person who runs the tests has set must not reach the nodes.
@@ -202,15 +205,47 @@ func TestOnce(t *testing.T) {
 	if code != exitDone {
 		t.Fatalf("exit code %d: %s", code, stderr)
 	}
+	var ready api.Ready
 	var a chatAnswer
-	if err := json.Unmarshal([]byte(stdout), &a); err != nil {
+	first, rest, _ := strings.Cut(stdout, "\n")
+	if err := errors.Join(json.Unmarshal([]byte(first), &ready), json.Unmarshal([]byte(rest), &a)); err != nil {
 		t.Fatalf("%v in %s", err, stdout)
+	}
+	if ready.Event != "ready" || len(ready.Hosts) != 2 {
+		t.Errorf("the first line is %s", first)
 	}
 	if !strings.HasPrefix(a.Text, "Mesh is a peer-to-peer network for AI compute.") {
 		t.Errorf("answer %q", a.Text)
 	}
-	if len(a.Proof) != 1 || !a.Proof[0].Valid || a.Proof[0].Request != a.Receipt || a.Proof[0].Host != a.Host || a.Proof[0].Finish != "eos" {
+	if len(a.Proof) != 1 || !a.Proof[0].Valid || !a.Proof[0].Joins || a.Proof[0].Request != a.Receipt || a.Proof[0].Host != a.Host || a.Proof[0].Finish != "eos" {
 		t.Errorf("receipts %+v do not prove %+v", a.Proof, a)
+	}
+}
+
+// TestUnknownModel: a model that nobody has is not found, by name and by ID; one whose
+// hosts are gone or busy is there, and cannot answer now.
+func TestUnknownModel(t *testing.T) {
+	n := newNetwork(t, 1, syntheticModel(t, "tiny-llama"))
+	models, err := n.client(n.light).Models(t.Context())
+	if err != nil || len(models) != 1 {
+		t.Fatalf("%d models, %v", len(models), err)
+	}
+	for _, c := range []struct {
+		model, want string
+		gone        bool
+	}{
+		{strings.Repeat("ab", 32), "no host within reach serves the model", false},
+		{"nobody-has-this", "no host within reach serves the model", false},
+		{models[0].Model.String(), "", false},
+		{models[0].Model.String(), "no host can answer now", true},
+	} {
+		if c.gone {
+			n.kill(n.hosts[0])
+		}
+		code, _, stderr := meshCommand(t, "chat", "hello", "--max-tokens", "3", "--model", c.model, "--api", n.light.Ready.API)
+		if (code == exitDone) != (c.want == "") || !strings.Contains(stderr, c.want) {
+			t.Errorf("model %s (gone: %v): exit code %d, want %q in %s", c.model, c.gone, code, c.want, stderr)
+		}
 	}
 }
 

@@ -69,8 +69,11 @@ func receiptCommand(g *globals) *cobra.Command {
 
 func printReceipt(w io.Writer, r api.Receipt) error {
 	valid := "signature of the host is valid"
-	if !r.Valid {
+	switch {
+	case !r.Valid:
 		valid = "NOT VALID"
+	case r.Joins:
+		valid += ", it joins what came before"
 	}
 	return fields(w,
 		"receipt", r.Request.String(),

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"strings"
@@ -52,6 +53,7 @@ func printStatus(w io.Writer, s api.Status) error {
 		"served", fmt.Sprintf("%s, %d output tokens, %s by receipts", plural(s.Served.Receipts, "answer"), s.Served.OutputTokens, s.Served.Earned),
 		"up", (time.Duration(s.UptimeS) * time.Second).String(),
 		"memory", size(s.MemoryBytes),
+		"gpu", gpuLine(s),
 		"version", fmt.Sprintf("%s, protocol %d", s.Version, s.Protocol),
 	); err != nil {
 		return err
@@ -66,6 +68,28 @@ func printStatus(w io.Writer, s api.Status) error {
 			fmt.Sprintf("%d/%d", e.Active, e.Slots), fmt.Sprint(e.Queued)})
 	}
 	return table(w, []string{"MODEL", "ID", "CLASS", "WEIGHTS", "CONTEXT", "ACTIVE", "QUEUED"}, rows)
+}
+
+// gpuLine names the accelerators and how busy they are, or why there are none.
+func gpuLine(s api.Status) string {
+	if len(s.GPUs) == 0 {
+		return cmp.Or(s.GPUReason, "not looked for yet")
+	}
+	var words []string
+	for _, g := range s.GPUs {
+		word := fmt.Sprintf("%d %s, %s of %s in use", g.Index, g.Name, size(int64(g.UsedBytes)), size(int64(g.MemoryBytes)))
+		if g.Utilisation != nil {
+			word += fmt.Sprintf(", %d %% busy", *g.Utilisation)
+		}
+		if g.Temperature != nil {
+			word += fmt.Sprintf(", %d °C", *g.Temperature)
+		}
+		if g.Fault != "" {
+			word = fmt.Sprintf("%d %s: %s", g.Index, g.Name, g.Fault)
+		}
+		words = append(words, word)
+	}
+	return strings.Join(words, "; ")
 }
 
 func versionCommand(g *globals) *cobra.Command {

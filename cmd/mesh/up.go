@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	stdlog "log"
 	"log/slog"
 	"os"
 	"strings"
@@ -50,18 +51,23 @@ func upCommand(g *globals) *cobra.Command {
 	f.StringArrayVar(&cfg.Bootstrap, "bootstrap", nil, "MULTIADDR of a node to join through (repeatable)")
 	f.StringVar(&cfg.Owner, "owner", "", "ADDRESS that rewards go to")
 	f.StringArrayVar(&cfg.Models, "model", nil, "NAME, FILE or HASH of a model to serve (repeatable; default: the built-in one)")
+	f.StringArrayVar(&cfg.Engines, "engine", nil, "URL of a vLLM, SGLang, llama-server or Ollama whose models to serve, or auto (repeatable)")
+	f.StringVar(&cfg.EngineKey, "engine-key", "", "API key of that server (or MESH_ENGINE_KEY)")
+	f.StringVar(&cfg.EngineKV, "engine-kv", "", "how that server stores keys and values, where it does not say: fp16, fp8, …")
+	f.BoolVar(&cfg.Deterministic, "deterministic", false, "that server runs in its deterministic mode, where it does not say")
 	f.BoolVar(&cfg.Light, "light", false, "no serving: a client of the mesh")
 	f.IntVar(&cfg.Threads, "threads", 0, "threads of the engine (default: all processors)")
 	f.IntVar(&cfg.Slots, "slots", 0, "requests decoded at once (default 32)")
 	f.IntVar(&cfg.Queue, "queue", 0, "requests that may wait for a slot (default 64)")
 	f.StringVar(&cfg.KV, "kv", "", "stored type of the KV cache: f16 or f32 (default f16)")
-	f.Int64Var(&cfg.MemoryMB, "memory", 0, "limit of each model's KV cache in MiB (default: a quarter of the machine)")
+	f.Int64Var(&cfg.MemoryMB, "memory", 0, "limit of the KV caches of all models in MiB (default: a quarter of the machine)")
 	f.Uint64Var(&cfg.PricePrompt, "price-prompt", 0, "price of a prompt token in ngonka")
 	f.Uint64Var(&cfg.PriceOutput, "price-output", 0, "price of an output token in ngonka")
 	f.BoolVar(&cfg.NoMDNS, "no-mdns", false, "do not look for peers on the local network")
 	f.BoolVar(&cfg.NoPortMap, "no-portmap", false, "do not ask the router for a port")
 	f.IntVar(&cfg.InterTokenMS, "inter-token", 0, "a host silent for so many ms counts as dead (default 2000)")
 	f.Int64Var(&cfg.ReceiptsMB, "receipts", 0, "space for receipts in MiB (default 256)")
+	f.Int64Var(&cfg.PackedMB, "packed-cache", 0, "MiB of packed weights to keep of each model for the next start (default as many as it has, -1 none)")
 	f.IntVar(&cfg.DrainSeconds, "drain-seconds", 0, "time for running answers at shutdown (default 10)")
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	return cmd
@@ -86,6 +92,10 @@ func mergeConfig(flags *pflag.FlagSet, g *globals, typed node.Config) (node.Conf
 		"bootstrap":     func() { cfg.Bootstrap = typed.Bootstrap },
 		"owner":         func() { cfg.Owner = typed.Owner },
 		"model":         func() { cfg.Models = typed.Models },
+		"engine":        func() { cfg.Engines = typed.Engines },
+		"engine-key":    func() { cfg.EngineKey = typed.EngineKey },
+		"engine-kv":     func() { cfg.EngineKV = typed.EngineKV },
+		"deterministic": func() { cfg.Deterministic = typed.Deterministic },
 		"light":         func() { cfg.Light = typed.Light },
 		"threads":       func() { cfg.Threads = typed.Threads },
 		"slots":         func() { cfg.Slots = typed.Slots },
@@ -98,6 +108,7 @@ func mergeConfig(flags *pflag.FlagSet, g *globals, typed node.Config) (node.Conf
 		"no-portmap":    func() { cfg.NoPortMap = typed.NoPortMap },
 		"inter-token":   func() { cfg.InterTokenMS = typed.InterTokenMS },
 		"receipts":      func() { cfg.ReceiptsMB = typed.ReceiptsMB },
+		"packed-cache":  func() { cfg.PackedMB = typed.PackedMB },
 		"drain-seconds": func() { cfg.DrainSeconds = typed.DrainSeconds },
 	} {
 		if flags.Changed(name) {
@@ -108,6 +119,9 @@ func mergeConfig(flags *pflag.FlagSet, g *globals, typed node.Config) (node.Conf
 }
 
 func up(ctx context.Context, cfg node.Config, log *slog.Logger, asJSON bool, stdout io.Writer) error {
+	// What libraries say of themselves, net/http of a peer that answers unasked for one.
+	stdlog.SetOutput(slog.NewLogLogger(log.Handler(), slog.LevelDebug).Writer())
+	stdlog.SetFlags(0)
 	n, err := node.New(cfg, log)
 	if err != nil {
 		return err
@@ -125,6 +139,9 @@ func printReady(w io.Writer, r api.Ready, s api.Status) {
 	fmt.Fprintf(w, "mesh is up: %s %s on %s\n", s.Role, r.Peer, s.Network)
 	for _, e := range s.Engines {
 		fmt.Fprintf(w, "serving     %s (%s class)\n", e.Name, e.Class)
+	}
+	if len(s.Engines) > 0 {
+		fmt.Fprintf(w, "memory      %d MiB for the keys and values of all models\n", s.KVLimitBytes>>20)
 	}
 	fmt.Fprintf(w, "API         %s/v1 (OpenAI dialect)\n", r.API)
 	fmt.Fprintf(w, "try         mesh chat \"What is Mesh?\"%s\n", apiFlag(r.API))

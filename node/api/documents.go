@@ -30,7 +30,27 @@ type Status struct {
 	Reachability Reachability   `json:"reachability"`
 	Engines      []Engine       `json:"engines"`
 	Served       Served         `json:"served"`
-	MemoryBytes  int64          `json:"memory_bytes"` // resident set
+	MemoryBytes  int64          `json:"memory_bytes"`   // resident set
+	KVLimitBytes int64          `json:"kv_limit_bytes"` // for keys and values of all models
+	GPUs         []GPU          `json:"gpus"`
+	GPUReason    string         `json:"gpu_reason,omitempty"` // why there are none
+}
+
+// GPU is an accelerator of this machine, as its driver tells. What it does not tell
+// is null, or 0 bytes.
+type GPU struct {
+	Index       int      `json:"index"`
+	Name        string   `json:"name"`
+	UUID        string   `json:"uuid"` // its first part
+	PCI         string   `json:"pci"`
+	Driver      string   `json:"driver"`
+	CUDA        string   `json:"cuda"`
+	MemoryBytes uint64   `json:"memory_bytes"`
+	UsedBytes   uint64   `json:"used_bytes"`
+	Utilisation *int     `json:"utilisation"` // per cent of the time
+	Temperature *int     `json:"temperature_c"`
+	Power       *float64 `json:"power_w"`
+	Fault       string   `json:"fault,omitempty"`
 }
 
 // Reachability says whether strangers can dial this node, and why.
@@ -54,6 +74,9 @@ type Engine struct {
 	Active  int          `json:"active"` // requests being decoded
 	Queued  int          `json:"queued"`
 	Bytes   int64        `json:"bytes"`
+	KVBytes int64        `json:"kv_bytes"` // its share of kv_limit_bytes
+
+	ModelContext int `json:"model_context"` // tokens; Context is less where the memory is
 }
 
 // Served counts what this node has computed for others and for itself, as far as
@@ -127,6 +150,7 @@ type Receipt struct {
 	Ended        time.Time    `json:"ended"`
 	PrefixHost   mesh.Address `json:"prefix_host"`
 	Valid        bool         `json:"valid"`  // signature and form
+	Joins        bool         `json:"joins"`  // it begins the answer, or goes on where the receipt before it ends
 	Signed       []byte       `json:"signed"` // as the host signed it, base64
 }
 
