@@ -7,7 +7,7 @@ TOOL     = $(GO) tool -modfile=tools/go.mod
 FUZZ    ?= 1m
 export CGO_ENABLED ?= 0
 
-.PHONY: run build test race lint fuzz bench sim e2e generate check cross
+.PHONY: run build test race lint fuzz bench sim e2e peers bench-peers generate check cross
 run: build          ## a whole network on this machine: make run ARGS='--once "What is Mesh?"'
 	@bin/mesh dev $(ARGS)
 
@@ -19,7 +19,7 @@ test:               ## unit, transcripts, virtual time and short process tests
 	$(GO) test -timeout 10m ./...
 
 race:               ## what is concurrent, under the race detector (needs gcc)
-	CGO_ENABLED=1 $(GO) test -race -short -timeout 20m ./p2p/... ./inference/host ./inference/router ./inference/native ./inference/receipts ./inference/openai ./node
+	CGO_ENABLED=1 $(GO) test -race -short -timeout 20m ./p2p/... ./inference/host ./inference/router ./inference/native ./inference/receipts ./inference/openai ./inference/gpu ./node
 
 lint:               ## gofmt, go vet, golangci-lint as .golangci.yml says
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }
@@ -39,6 +39,12 @@ sim:                ## large meshes in virtual time (minutes)
 e2e: build          ## the official OpenAI SDKs (Go, Node) against real processes
 	MESH_BIN=$(CURDIR)/bin/mesh sh e2e/run.sh
 
+peers:              ## what the engine computes beside llama.cpp's own libraries (linux/amd64; gcc, npm)
+	@sh peers/run.sh test
+
+bench-peers:        ## and how fast: make bench-peers ARGS='--rounds 3'
+	@sh peers/run.sh bench $(ARGS)
+
 generate:           ## protobuf code (needs protoc 3.21 or later) and assembly
 	$(GO) build -o bin/protoc-gen-go google.golang.org/protobuf/cmd/protoc-gen-go
 	protoc --plugin=bin/protoc-gen-go --go_out=. --go_opt=paths=source_relative inference/inferencepb/inference.proto p2p/p2ppb/p2p.proto
@@ -48,4 +54,4 @@ cross:              ## the platforms that we build for, without cgo
 	@for p in linux/amd64 linux/arm64 darwin/arm64; do echo "build $$p"; \
 	  GOOS=$${p%/*} GOARCH=$${p#*/} $(GO) build -o /dev/null ./cmd/mesh || exit 1; done
 
-check: lint cross test race e2e ## what CI runs
+check: lint cross test race e2e peers ## what CI runs

@@ -3,6 +3,7 @@ package e2e
 import (
 	"bytes"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 
@@ -290,6 +291,47 @@ func TestCompletion(t *testing.T) {
 			t.Errorf("prompt %d: %s", i, got.RawJSON())
 		}
 	}
+}
+
+func TestEmbeddings(t *testing.T) {
+	c := shared.client()
+	p := openai.EmbeddingNewParams{
+		Model: model(t),
+		Input: openai.EmbeddingNewParamsInputUnion{OfArrayOfStrings: []string{question, "A receipt is"}},
+	}
+	var res *http.Response
+	both, err := c.Embeddings.New(testContext(t), p, option.WithResponseInto(&res))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(both.Data) != 2 || both.Model != p.Model || both.Usage.PromptTokens < 2 || both.Usage.TotalTokens != both.Usage.PromptTokens {
+		t.Fatalf("two inputs: %s", both.RawJSON())
+	}
+	if len(res.Header.Get("Mesh-Receipt")) != 64 || res.Header.Get("Mesh-Host") == "" {
+		t.Errorf("headers %v", res.Header)
+	}
+	width := len(both.Data[0].Embedding)
+	for i, text := range p.Input.OfArrayOfStrings {
+		square := 0.0
+		for _, x := range both.Data[i].Embedding {
+			square += x * x
+		}
+		if square < 0.999 || square > 1.001 {
+			t.Errorf("input %d: the square of the length is %g", i, square)
+		}
+		p.Input = openai.EmbeddingNewParamsInputUnion{OfString: openai.String(text)}
+		p.Dimensions = openai.Int(int64(width))
+		one, err := c.Embeddings.New(testContext(t), p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if both.Data[i].Index != int64(i) || !slices.Equal(one.Data[0].Embedding, both.Data[i].Embedding) {
+			t.Errorf("input %d alone has another vector than with the other", i)
+		}
+	}
+	p.Dimensions = openai.Int(int64(width) + 1)
+	_, err = c.Embeddings.New(testContext(t), p)
+	wantError(t, err, 400, "invalid_value", "dimensions")
 }
 
 func TestModelsAndIdentity(t *testing.T) {

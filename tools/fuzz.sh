@@ -6,6 +6,6 @@ grep -rlE '^func Fuzz' --include='*_test.go' --exclude-dir=e2e --exclude-dir=too
 	dir=$(dirname "$file")
 	for target in $(sed -nE 's/^func (Fuzz[A-Za-z0-9_]*)\(.*/\1/p' "$file"); do
 		echo "== $dir $target"
-		"${GO:-go}" test -run '^$' -fuzz "^$target\$" -fuzztime "${FUZZ:-1m}" "$dir"
+		"${GO:-go}" test -run '^$' -fuzz "^$target\$" -fuzztime "${FUZZ:-1m}" -fuzzminimizetime 20x "$dir"
 	done
 done

@@ -135,6 +135,24 @@ test('completions', async () => {
   assert.equal(text, whole);
 });
 
+test('embeddings', async () => {
+  // The SDK asks for base64 unless told otherwise, and decodes it.
+  const input = ['What is Mesh?', 'A receipt is'];
+  const { data, usage, model: name } = await client.embeddings.create({ model, input });
+  assert.equal(name, model);
+  assert.deepEqual(data.map((d) => d.index), [0, 1]);
+  assert.ok(usage.prompt_tokens > 1 && usage.total_tokens === usage.prompt_tokens);
+  const dimensions = data[0].embedding.length;
+  for (const [i, text] of input.entries()) {
+    const one = await client.embeddings.create({ model, input: text, dimensions, encoding_format: 'float' });
+    assert.deepEqual(one.data[0].embedding.map(Math.fround), data[i].embedding);
+    const square = data[i].embedding.reduce((sum, x) => sum + x * x, 0);
+    assert.ok(Math.abs(square - 1) < 1e-3, `length ${Math.sqrt(square)}`);
+  }
+  const error = await client.embeddings.create({ model, input, dimensions: dimensions + 1 }).then(() => null, (e) => e);
+  assert.deepEqual([error.status, error.code, error.param], [400, 'invalid_value', 'dimensions']);
+});
+
 const refusals = {
   'unknown model': [{ model: 'no-such-model' }, 404, 'model_not_found', 'model'],
   'wrong type': [{ temperature: 'hot' }, 400, 'invalid_type', 'temperature'],

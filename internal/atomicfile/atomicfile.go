@@ -10,23 +10,34 @@ import (
 
 // Write replaces a file, or makes it.
 func Write(path string, data []byte, mode os.FileMode) error {
-	return put(path, data, mode, os.Rename)
+	return put(path, writing(data), mode, os.Rename)
+}
+
+// WriteFunc replaces a file, or makes it, with what write puts into it.
+func WriteFunc(path string, mode os.FileMode, write func(f *os.File) error) error {
+	return put(path, write, mode, os.Rename)
 }
 
 // Create makes a file that must not be there yet; else the error is fs.ErrExist.
 func Create(path string, data []byte, mode os.FileMode) error {
-	return put(path, data, mode, os.Link) // unlike Rename, Link never replaces
+	return put(path, writing(data), mode, os.Link) // unlike Rename, Link never replaces
+}
+
+func writing(data []byte) func(f *os.File) error {
+	return func(f *os.File) error {
+		_, err := f.Write(data)
+		return err
+	}
 }
 
 // put writes a file beside path, with its content on disk, and gives it the name.
-func put(path string, data []byte, mode os.FileMode, name func(from, to string) error) error {
+func put(path string, write func(f *os.File) error, mode os.FileMode, name func(from, to string) error) error {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
 	if err != nil {
 		return err
 	}
 	defer os.Remove(f.Name()) // after a rename there is none
-	_, err = f.Write(data)
-	if err = errors.Join(err, f.Chmod(mode), f.Sync(), f.Close()); err != nil {
+	if err = errors.Join(write(f), f.Chmod(mode), f.Sync(), f.Close()); err != nil {
 		return err
 	}
 	if err := name(f.Name(), path); err != nil {
