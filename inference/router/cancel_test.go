@@ -134,7 +134,8 @@ func TestFasterIsPreferred(t *testing.T) {
 				slow++
 			}
 		}
-		if slow > 3 {
+		// Hosts are drawn: chance alone would give it 13, and what it gets comes before it is known.
+		if slow > 6 {
 			t.Errorf("the slow host got %d of 40", slow)
 		}
 	})
