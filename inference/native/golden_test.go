@@ -17,6 +17,9 @@ var update = flag.Bool("update", false, "write testdata/bits.txt: a changed line
 // TestGoldenBits holds the bits of whole models: hashes of logits that every machine
 // and every later version has to reproduce.
 func TestGoldenBits(t *testing.T) {
+	if testing.Short() {
+		t.Skip("arithmetic, which the race detector makes slow and finds nothing in")
+	}
 	const path = "testdata/bits.txt"
 	golden, err := os.ReadFile(path)
 	if err != nil && !*update {

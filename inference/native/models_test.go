@@ -16,6 +16,9 @@ import (
 // every kernel, with one thread token by token and with several in chunks: experts,
 // windows, caps and norms included.
 func TestModels(t *testing.T) {
+	if testing.Short() {
+		t.Skip("arithmetic, which the race detector makes slow and finds nothing in")
+	}
 	defer kernel.Use("")
 	cases := []struct {
 		shape   string
