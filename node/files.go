@@ -161,6 +161,10 @@ func (c *catalogue) gather(m *model.Manifest, paths []string) (string, error) {
 
 // link makes a second name for a file, a symbolic one where the disk is another.
 func link(from, to string) error {
+	from, err := filepath.EvalSymlinks(from) // a link to a relative link leads nowhere
+	if err != nil {
+		return err
+	}
 	a, err := os.Stat(from)
 	if err != nil {
 		return err

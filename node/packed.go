@@ -25,12 +25,18 @@ func (c *catalogue) packedPath(l *loaded, cfg Config) string {
 
 // clearPacked removes what a killed process left half written. Nothing writes yet.
 func (c *catalogue) clearPacked() error {
-	files, err := filepath.Glob(filepath.Join(c.packed, ".*"))
+	files, err := os.ReadDir(c.packed)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
 	if err != nil {
-		return err
+		return fmt.Errorf("look for half written weights: %w", err)
 	}
 	for _, f := range files {
-		if err := os.Remove(f); err != nil {
+		if !strings.HasPrefix(f.Name(), ".") || f.IsDir() {
+			continue
+		}
+		if err := os.Remove(filepath.Join(c.packed, f.Name())); err != nil {
 			return fmt.Errorf("remove half written weights: %w", err)
 		}
 	}

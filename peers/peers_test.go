@@ -160,8 +160,8 @@ func TestSyntheticLogits(t *testing.T) {
 		shape, format string
 		tolerance     float64 // of the rms
 	}{
-		{"tiny-llama", "f32", 2e-3}, {"tiny-qwen2", "f32", 2e-3}, {"tiny-qwen3", "f32", 2e-3}, {"tiny-mistral", "f32", 2e-3},
-		{"tiny-qwen3moe", "f32", 2e-3}, {"tiny-gemma", "f32", 2e-3}, {"tiny-gemma2", "f32", 2e-3}, {"tiny-gemma3", "f32", 2e-3},
+		{"tiny-llama", "f32", 3e-4}, {"tiny-qwen2", "f32", 3e-4}, {"tiny-qwen3", "f32", 3e-4}, {"tiny-mistral", "f32", 2e-3},
+		{"tiny-qwen3moe", "f32", 3e-4}, {"tiny-gemma", "f32", 3e-4}, {"tiny-gemma2", "f32", 3e-4}, {"tiny-gemma3", "f32", 3e-4},
 		{"tiny-llama", "f16", 0.01}, {"tiny-mistral", "bf16", 0.01}, {"tiny-gemma", "bf16", 0.01},
 		{"tiny-llama", "q8_0", 0.03}, {"tiny-qwen2", "q8_0", 0.03}, {"tiny-qwen3", "q8_0", 0.03}, {"tiny-mistral", "q8_0", 0.03},
 		{"tiny-qwen3moe", "q8_0", 0.03}, {"tiny-gemma", "q8_0", 0.03}, {"tiny-gemma2", "q8_0", 0.03}, {"tiny-gemma3", "q8_0", 0.03},
@@ -174,7 +174,10 @@ func TestSyntheticLogits(t *testing.T) {
 				t.Fatal(err)
 			}
 			ours, theirs := both(t, file)
-			ids := make([]int32, 48) // as long as the window that llama.cpp does not see in such files
+			ids := make([]int32, 64) // where llama.cpp's own arithmetic is closest to float32
+			if c.shape == "tiny-mistral" {
+				ids = ids[:48] // the window, which llama.cpp does not see in such files
+			}
 			for i := range ids {
 				ids[i] = int32(i*37+5) % 1000
 			}

@@ -231,9 +231,10 @@ func (l *llama) request(j *job, ids []int32, n int, slot *llamaSlot) map[string]
 func (l *llama) generate(ctx context.Context, j *job) (inference.FinishReason, error) {
 	ids := j.sequence()
 	slot := l.slots.take(ids, j.Group)
-	defer func() { l.slots.give(slot, ids, j.Group) }()
+	defer func() { l.slots.give(slot, ids, slot.group) }()
 	reply, err := l.first(ctx, j, ids, slot)
 	if err != nil {
+		ids = nil // the server may not have seen them: the slot stays its last payer's
 		return "", err
 	}
 	slot.group = j.Group

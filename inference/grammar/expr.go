@@ -124,6 +124,7 @@ func (r *rules) coversPlain(e expr, depth int) bool {
 type builder struct {
 	*rules
 	edges [][]edge
+	count int // of edges
 	// free[s]: at state s that many plain code points may follow, whatever they are.
 	free []int32
 	err  error
@@ -144,7 +145,20 @@ func (b *builder) fail(err error) {
 	}
 }
 
-func (b *builder) edge(from int32, e edge) { b.edges[from] = append(b.edges[from], e) }
+// edge adds e once. Work on a network grows with the square of the edges of a state, so
+// those are bounded, as all are.
+func (b *builder) edge(from int32, e edge) {
+	switch {
+	case slices.Contains(b.edges[from], e):
+	case len(b.edges[from]) >= maxFan:
+		b.fail(fmt.Errorf("the constraint has more than %d ways to go on at one place", maxFan))
+	case b.count >= 4*MaxStates:
+		b.fail(fmt.Errorf("the constraint needs more than %d steps between its states", 4*MaxStates))
+	default:
+		b.edges[from] = append(b.edges[from], e)
+		b.count++
+	}
+}
 
 // put makes what leads by e from one state to another. Nothing may lead back to from,
 // except where both are the same.

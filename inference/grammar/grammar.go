@@ -34,6 +34,7 @@ const (
 	MaxRepeat = 1 << 14 // of a counted repetition
 	MaxDepth  = 256     // rules that are inside of each other in an answer
 	maxNest   = 64      // of the text of a constraint
+	maxFan    = 512     // ways to go on at one place
 )
 
 // ErrTooComplex reports a constraint that leaves open too much at once to be followed.

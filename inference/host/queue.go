@@ -123,6 +123,11 @@ func (l *lane) open(peer mesh.Address) bool {
 	if l.active < l.slots && len(l.waiting) == 0 {
 		return true
 	}
+	return l.spare(peer) && !slices.ContainsFunc(l.waiting, func(w *ticket) bool { return l.load[w.peer] == 0 })
+}
+
+// spare reports whether a peer may have a slot beyond the number.
+func (l *lane) spare(peer mesh.Address) bool {
 	return l.load[peer] == 0 && l.active < l.slots+l.slots/2
 }
 
@@ -184,9 +189,12 @@ func (h *Host) giveBack(l *lane, t *ticket) {
 	if l.load[t.peer]--; l.load[t.peer] == 0 {
 		delete(l.load, t.peer)
 	}
-	for l.active < l.slots && len(l.waiting) > 0 {
+	for len(l.waiting) > 0 {
 		i := l.next()
 		w := l.waiting[i]
+		if l.active >= l.slots && !l.spare(w.peer) {
+			break
+		}
 		l.waiting = slices.Delete(l.waiting, i, i+1)
 		l.take(w)
 	}

@@ -89,6 +89,8 @@ type Engine struct {
 
 	wake chan struct{} // holds one element when the scheduler has something to look at
 	done chan struct{} // closed when the scheduler has ended
+
+	passing chan struct{} // holds one element while a sequence is scored
 }
 
 var _ inference.Engine = (*Engine)(nil)
@@ -126,7 +128,7 @@ func open(cfg Config) (*Engine, *scheduler, error) {
 	e := &Engine{
 		slots: defaultIf(cfg.Slots, defaultSlots), chunk: cfg.Chunk,
 		clock: time.Now, groups: make(map[mesh.Address]*group),
-		wake: make(chan struct{}, 1), done: make(chan struct{}),
+		wake: make(chan struct{}, 1), done: make(chan struct{}), passing: make(chan struct{}, 1),
 	}
 	switch cfg.KV {
 	case "", "f16":

@@ -11,10 +11,11 @@ import (
 	"github.com/gonka-mesh/mesh/internal/merkle"
 )
 
-// scoreChunk is how many positions of a sequence that is scored are computed while the
-// running answers wait, and how many of them at most have their logits computed.
+// How many positions of a sequence that is scored are computed while the running answers
+// wait, and how many of them at most have their logits computed.
 const (
 	scoreChunk = 64
+	busyChunk  = 16  // while answers are decoded
 	freeChunk  = 256 // when nothing runs
 )
 
@@ -136,7 +137,18 @@ func (e *Engine) Embed(ctx context.Context, tokens []int32, progress func()) (in
 // pass computes sequences in chunks and calls done for every input of a chunk that was
 // computed: position at of sequence b is input i of the graph, and its logits, if they
 // were wanted, stand at index k.
+//
+// One pass runs at a time: its keys and values, which the engine's memory does not count,
+// are those of one context, and it takes no more turns than one payer's answers.
 func (e *Engine) pass(ctx context.Context, sequences [][]input, done func(b, at, i, k int) error) error {
+	select {
+	case e.passing <- struct{}{}:
+		defer func() { <-e.passing }()
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-e.done:
+		return errClosed
+	}
 	for _, s := range sequences {
 		cache := make([]*kernel.Cache, e.net.Layers)
 		for i := range cache {
@@ -169,7 +181,7 @@ func (e *Engine) chunkOf(sequences [][]input, b, at int, done func(b, at, i, k i
 	e.mu.Lock()
 	closed, size := e.closed, freeChunk
 	if e.active > 0 {
-		size = scoreChunk
+		size = busyChunk
 	}
 	e.mu.Unlock()
 	if closed {
