@@ -21,6 +21,8 @@ var layers = map[string][]string{
 	".":                                {},
 	"internal/atomicfile":              {},
 	"internal/merkle":                  {"."},
+	"internal/keyfile":                 {"internal/atomicfile"},
+	"internal/plainly":                 {},
 	"p2p/p2ppb":                        {},
 	"p2p":                              {".", "internal/atomicfile", "p2p/p2ppb"},
 	"p2p/p2psim":                       {},
@@ -32,18 +34,33 @@ var layers = map[string][]string{
 	"inference/kernel/internal/asmgen": {},
 	"inference/model":                  {".", "internal/atomicfile", "internal/merkle", "inference/model/jinja"},
 	"inference/model/jinja":            {},
-	"inference/model/builtin":          {"inference/model"},
+	"inference/model/builtin":          {".", "inference/model"},
 	"inference/native":                 {".", "internal/atomicfile", "internal/merkle", "inference", "inference/grammar", "inference/inferencepb", "inference/kernel", "inference/model"},
 	"inference/gpu":                    {},
-	"inference/adapter":                {".", "inference", "inference/inferencepb"},
+	"inference/adapter":                {".", "internal/plainly", "inference", "inference/inferencepb"},
+	"inference/adapter/standin":        {},
 	"inference/receipts":               {".", "inference", "inference/inferencepb"},
 	"inference/host":                   {".", "inference", "inference/inferencepb", "p2p"},
-	"inference/router":                 {".", "inference", "inference/inferencepb", "p2p"},
+	"inference/router":                 {".", "internal/plainly", "inference", "inference/inferencepb", "p2p"},
 	"inference/openai":                 {".", "inference", "inference/grammar", "inference/inferencepb"},
-	"node":                             {"..."},
-	"node/api":                         {"."},
-	"node/sim":                         {"..."},
-	"cmd/mesh":                         {"..."},
+	"internal/bls":                     {},
+	"consensus/chaintest":              {".", "consensus"},
+	"consensus/ledger/ledgerpb":        {},
+	"consensus/ledger":                 {".", "internal/merkle", "internal/bls", "inference", "inference/inferencepb", "consensus/ledger/ledgerpb"},
+	"consensus/state":                  {".", "internal/atomicfile", "consensus/ledger", "consensus/state/proof"},
+	"consensus/state/proof":            {"."},
+	"consensus/light":                  {".", "internal/atomicfile", "internal/merkle", "p2p", "consensus/ledger", "consensus/ledger/ledgerpb", "consensus/state/proof", "consensus/light/lightpb"},
+	"consensus/light/lightpb":          {},
+	"consensus":                        {".", "internal/atomicfile", "internal/bls", "internal/keyfile", "p2p", "consensus/ledger", "consensus/ledger/ledgerpb", "consensus/state", "consensus/state/proof", "consensus/light", "consensus/light/lightpb"},
+
+	// A program that embeds the SDK is a light node without an API: key, receipts, vouchers,
+	// router and light client belong together as node puts them, and a second assembly here
+	// would have to be kept equal to it.
+	"client":   {".", "inference", "inference/inferencepb", "consensus/ledger/ledgerpb", "node", "node/api"},
+	"node":     {"..."},
+	"node/api": {".", "internal/plainly"},
+	"node/sim": {"..."},
+	"cmd/mesh": {"..."},
 }
 
 // outside names the one place for libraries that must not spread.
@@ -51,8 +68,10 @@ var outside = map[string]string{
 	"github.com/libp2p/":       "p2p",
 	"github.com/multiformats/": "p2p",
 	"github.com/marcopolo/":    "p2p",
+	"github.com/cometbft/":     "consensus",
 	"github.com/spf13/":        "cmd/mesh",
 	"go.etcd.io/bbolt":         "inference/receipts",
+	"filippo.io/age":           "internal/keyfile",
 	"github.com/NVIDIA/":       "inference/gpu",
 }
 
@@ -124,7 +143,12 @@ func checkImport(t *testing.T, file, pkg, imported string, allowed []string) {
 
 // testOnly are arrows that tests alone may follow.
 var testOnly = map[string][]string{
-	"p2p":              {"p2p/p2psim"},
-	"inference/native": {"inference/model/builtin"},
-	"inference/router": {"inference/host"},
+	"consensus/light":   {"consensus/state"},
+	"p2p":               {"p2p/p2psim"},
+	"inference/native":  {"inference/model/builtin"},
+	"inference/router":  {"inference/host"},
+	"inference/adapter": {"inference/adapter/standin"},
+	"client":            {"consensus", "internal/keyfile"}, // they make a network to join
+	"consensus":         {"p2p/p2psim"},
+	"consensus/ledger":  {"consensus/state/proof"}, // what a proof can hold
 }

@@ -4,8 +4,10 @@ package atomicfile
 
 import (
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 )
 
 // Write replaces a file, or makes it.
@@ -32,7 +34,7 @@ func writing(data []byte) func(f *os.File) error {
 
 // put writes a file beside path, with its content on disk, and gives it the name.
 func put(path string, write func(f *os.File) error, mode os.FileMode, name func(from, to string) error) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*") // see unfinished
 	if err != nil {
 		return err
 	}
@@ -44,6 +46,26 @@ func put(path string, write func(f *os.File) error, mode os.FileMode, name func(
 		return err
 	}
 	return SyncDir(filepath.Dir(path))
+}
+
+// unfinished matches the names of files that have not got theirs yet.
+var unfinished = regexp.MustCompile(`^\..+\.[0-9]+$`)
+
+// Sweep removes what killed processes left unfinished in a folder, if it is there.
+// Nobody may write in it meanwhile.
+func Sweep(dir string) error {
+	files, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, f := range files {
+		if f.Type().IsRegular() && unfinished.MatchString(f.Name()) {
+			if err := os.Remove(filepath.Join(dir, f.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // SyncDir puts the names in a folder on disk.

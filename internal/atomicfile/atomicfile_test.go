@@ -36,7 +36,7 @@ func whole(b []byte) bool {
 	return len(b) == len(content(0)) && string(b) == strings.Repeat(string(b[:9]), 20_000)
 }
 
-// TestKill kills a process that replaces a file again and again.
+// TestKill kills a process that replaces a file again and again, and sweeps what it left.
 func TestKill(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "file")
 	if err := Write(path, content(0), 0o600); err != nil {
@@ -60,6 +60,12 @@ func TestKill(t *testing.T) {
 		if b, err := os.ReadFile(path); err != nil || !whole(b) {
 			t.Fatalf("after kill %d: %d bytes, %v", i, len(b), err)
 		}
+	}
+	if err := Sweep(filepath.Dir(path)); err != nil {
+		t.Error(err)
+	}
+	if left, err := os.ReadDir(filepath.Dir(path)); err != nil || len(left) != 1 {
+		t.Errorf("left behind: %v, %v", left, err)
 	}
 }
 

@@ -1,0 +1,77 @@
+package plainly
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestSaid makes what really comes of networks readable.
+func TestSaid(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			c.(*net.TCPConn).SetLinger(0)
+			c.Close()
+		}
+	}()
+	get := func(url string) error {
+		resp, err := http.Get(url)
+		if err == nil {
+			resp.Body.Close()
+		}
+		return err
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Nanosecond)
+	defer cancel()
+	<-ctx.Done()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://127.0.0.1:1/", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, late := http.DefaultClient.Do(req)
+	if late == nil {
+		resp.Body.Close()
+	}
+	_, taken := net.Listen("tcp", l.Addr().String())
+	_, missing := os.Open("/nonexistent/file")
+	for _, c := range []struct {
+		err  error
+		want string
+	}{
+		{get("http://127.0.0.1:1/x"), "nobody listens there"},
+		{get("http://" + l.Addr().String()), "the connection broke off"},
+		{late, "no answer in time"},
+		{fmt.Errorf("ask: %w", context.DeadlineExceeded), "no answer in time"},
+		{fmt.Errorf("read: %w", io.ErrUnexpectedEOF), "the connection broke off"},
+		{&net.DNSError{Name: "nowhere.invalid", Err: "no such host"}, "the name nowhere.invalid is not known"},
+		{errors.New("failed to listen on any addresses: [listen tcp4 127.0.0.1:1: bind: address already in use]"), "another program has that address"},
+		{taken, "another program has that address"},
+		{missing, "there is no /nonexistent/file"},
+		{errors.New("all dials failed:\n  * [/ip4/1.2.3.4] x"), "all dials failed"},
+		{errors.New("it is of another network"), "it is of another network"},
+	} {
+		got := Said(c.err)
+		if got.Error() != c.want || !errors.Is(got, c.err) || strings.ContainsRune(got.Error(), '\n') {
+			t.Errorf("%v: %q, want %q", c.err, got, c.want)
+		}
+	}
+	if Said(nil) != nil {
+		t.Error("an error came of none")
+	}
+}
