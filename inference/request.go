@@ -20,6 +20,7 @@ import (
 const (
 	domainRequest mesh.Domain = "mesh/request/1"
 	domainReceipt mesh.Domain = "mesh/receipt/1"
+	domainVoucher mesh.Domain = "mesh/voucher/1"
 	domainTask    mesh.Domain = "mesh/task/1"
 	domainCancel  mesh.Domain = "mesh/cancel/1"
 	domainChain   mesh.Domain = "mesh/chain/1"

@@ -938,6 +938,92 @@ func (x *Receipt) GetPrefixHost() []byte {
 	return nil
 }
 
+// Voucher is the word of an escrow's owner that a host may have so much of it for
+// what it served in an epoch. Each is for everything so far: only the last counts.
+type Voucher struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Network       string                 `protobuf:"bytes,1,opt,name=network,proto3" json:"network,omitempty"`
+	Escrow        []byte                 `protobuf:"bytes,2,opt,name=escrow,proto3" json:"escrow,omitempty"` // 32 bytes
+	Host          []byte                 `protobuf:"bytes,3,opt,name=host,proto3" json:"host,omitempty"`     // address, 32 bytes
+	Epoch         uint64                 `protobuf:"varint,4,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Amount        uint64                 `protobuf:"varint,5,opt,name=amount,proto3" json:"amount,omitempty"`     // ngonka, cumulative in this epoch
+	Receipts      uint64                 `protobuf:"varint,6,opt,name=receipts,proto3" json:"receipts,omitempty"` // acknowledged, cumulative in this epoch
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Voucher) Reset() {
+	*x = Voucher{}
+	mi := &file_inference_inferencepb_inference_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Voucher) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Voucher) ProtoMessage() {}
+
+func (x *Voucher) ProtoReflect() protoreflect.Message {
+	mi := &file_inference_inferencepb_inference_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Voucher.ProtoReflect.Descriptor instead.
+func (*Voucher) Descriptor() ([]byte, []int) {
+	return file_inference_inferencepb_inference_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Voucher) GetNetwork() string {
+	if x != nil {
+		return x.Network
+	}
+	return ""
+}
+
+func (x *Voucher) GetEscrow() []byte {
+	if x != nil {
+		return x.Escrow
+	}
+	return nil
+}
+
+func (x *Voucher) GetHost() []byte {
+	if x != nil {
+		return x.Host
+	}
+	return nil
+}
+
+func (x *Voucher) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *Voucher) GetAmount() uint64 {
+	if x != nil {
+		return x.Amount
+	}
+	return 0
+}
+
+func (x *Voucher) GetReceipts() uint64 {
+	if x != nil {
+		return x.Receipts
+	}
+	return 0
+}
+
 // Capability is what a host says in its advert about one model that it serves.
 type Capability struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -958,7 +1044,7 @@ type Capability struct {
 
 func (x *Capability) Reset() {
 	*x = Capability{}
-	mi := &file_inference_inferencepb_inference_proto_msgTypes[9]
+	mi := &file_inference_inferencepb_inference_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -970,7 +1056,7 @@ func (x *Capability) String() string {
 func (*Capability) ProtoMessage() {}
 
 func (x *Capability) ProtoReflect() protoreflect.Message {
-	mi := &file_inference_inferencepb_inference_proto_msgTypes[9]
+	mi := &file_inference_inferencepb_inference_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -983,7 +1069,7 @@ func (x *Capability) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Capability.ProtoReflect.Descriptor instead.
 func (*Capability) Descriptor() ([]byte, []int) {
-	return file_inference_inferencepb_inference_proto_rawDescGZIP(), []int{9}
+	return file_inference_inferencepb_inference_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Capability) GetModel() []byte {
@@ -1076,7 +1162,7 @@ type OfferAsk struct {
 
 func (x *OfferAsk) Reset() {
 	*x = OfferAsk{}
-	mi := &file_inference_inferencepb_inference_proto_msgTypes[10]
+	mi := &file_inference_inferencepb_inference_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1088,7 +1174,7 @@ func (x *OfferAsk) String() string {
 func (*OfferAsk) ProtoMessage() {}
 
 func (x *OfferAsk) ProtoReflect() protoreflect.Message {
-	mi := &file_inference_inferencepb_inference_proto_msgTypes[10]
+	mi := &file_inference_inferencepb_inference_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1101,7 +1187,7 @@ func (x *OfferAsk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OfferAsk.ProtoReflect.Descriptor instead.
 func (*OfferAsk) Descriptor() ([]byte, []int) {
-	return file_inference_inferencepb_inference_proto_rawDescGZIP(), []int{10}
+	return file_inference_inferencepb_inference_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *OfferAsk) GetModel() []byte {
@@ -1150,7 +1236,7 @@ type Offer struct {
 
 func (x *Offer) Reset() {
 	*x = Offer{}
-	mi := &file_inference_inferencepb_inference_proto_msgTypes[11]
+	mi := &file_inference_inferencepb_inference_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1162,7 +1248,7 @@ func (x *Offer) String() string {
 func (*Offer) ProtoMessage() {}
 
 func (x *Offer) ProtoReflect() protoreflect.Message {
-	mi := &file_inference_inferencepb_inference_proto_msgTypes[11]
+	mi := &file_inference_inferencepb_inference_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1175,7 +1261,7 @@ func (x *Offer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Offer.ProtoReflect.Descriptor instead.
 func (*Offer) Descriptor() ([]byte, []int) {
-	return file_inference_inferencepb_inference_proto_rawDescGZIP(), []int{11}
+	return file_inference_inferencepb_inference_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Offer) GetAccept() bool {
@@ -1253,7 +1339,7 @@ type OfferCall struct {
 
 func (x *OfferCall) Reset() {
 	*x = OfferCall{}
-	mi := &file_inference_inferencepb_inference_proto_msgTypes[12]
+	mi := &file_inference_inferencepb_inference_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1265,7 +1351,7 @@ func (x *OfferCall) String() string {
 func (*OfferCall) ProtoMessage() {}
 
 func (x *OfferCall) ProtoReflect() protoreflect.Message {
-	mi := &file_inference_inferencepb_inference_proto_msgTypes[12]
+	mi := &file_inference_inferencepb_inference_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1278,7 +1364,7 @@ func (x *OfferCall) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OfferCall.ProtoReflect.Descriptor instead.
 func (*OfferCall) Descriptor() ([]byte, []int) {
-	return file_inference_inferencepb_inference_proto_rawDescGZIP(), []int{12}
+	return file_inference_inferencepb_inference_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *OfferCall) GetAsk() *OfferAsk {
@@ -1315,7 +1401,7 @@ type Task struct {
 
 func (x *Task) Reset() {
 	*x = Task{}
-	mi := &file_inference_inferencepb_inference_proto_msgTypes[13]
+	mi := &file_inference_inferencepb_inference_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1327,7 +1413,7 @@ func (x *Task) String() string {
 func (*Task) ProtoMessage() {}
 
 func (x *Task) ProtoReflect() protoreflect.Message {
-	mi := &file_inference_inferencepb_inference_proto_msgTypes[13]
+	mi := &file_inference_inferencepb_inference_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1340,7 +1426,7 @@ func (x *Task) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Task.ProtoReflect.Descriptor instead.
 func (*Task) Descriptor() ([]byte, []int) {
-	return file_inference_inferencepb_inference_proto_rawDescGZIP(), []int{13}
+	return file_inference_inferencepb_inference_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Task) GetNetwork() string {
@@ -1431,7 +1517,7 @@ type Cancel struct {
 
 func (x *Cancel) Reset() {
 	*x = Cancel{}
-	mi := &file_inference_inferencepb_inference_proto_msgTypes[14]
+	mi := &file_inference_inferencepb_inference_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1443,7 +1529,7 @@ func (x *Cancel) String() string {
 func (*Cancel) ProtoMessage() {}
 
 func (x *Cancel) ProtoReflect() protoreflect.Message {
-	mi := &file_inference_inferencepb_inference_proto_msgTypes[14]
+	mi := &file_inference_inferencepb_inference_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1456,7 +1542,7 @@ func (x *Cancel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cancel.ProtoReflect.Descriptor instead.
 func (*Cancel) Descriptor() ([]byte, []int) {
-	return file_inference_inferencepb_inference_proto_rawDescGZIP(), []int{14}
+	return file_inference_inferencepb_inference_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Cancel) GetRequest() []byte {
@@ -1487,7 +1573,7 @@ type InferCall struct {
 
 func (x *InferCall) Reset() {
 	*x = InferCall{}
-	mi := &file_inference_inferencepb_inference_proto_msgTypes[15]
+	mi := &file_inference_inferencepb_inference_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1499,7 +1585,7 @@ func (x *InferCall) String() string {
 func (*InferCall) ProtoMessage() {}
 
 func (x *InferCall) ProtoReflect() protoreflect.Message {
-	mi := &file_inference_inferencepb_inference_proto_msgTypes[15]
+	mi := &file_inference_inferencepb_inference_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1512,7 +1598,7 @@ func (x *InferCall) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InferCall.ProtoReflect.Descriptor instead.
 func (*InferCall) Descriptor() ([]byte, []int) {
-	return file_inference_inferencepb_inference_proto_rawDescGZIP(), []int{15}
+	return file_inference_inferencepb_inference_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *InferCall) GetRequest() *Signed {
@@ -1644,7 +1730,14 @@ const file_inference_inferencepb_inference_proto_rawDesc = "" +
 	"\x05epoch\x18\x15 \x01(\x04R\x05epoch\x12\x14\n" +
 	"\x05nonce\x18\x16 \x01(\fR\x05nonce\x12\x1f\n" +
 	"\vprefix_host\x18\x17 \x01(\fR\n" +
-	"prefixHost\"\xd1\x02\n" +
+	"prefixHost\"\x99\x01\n" +
+	"\aVoucher\x12\x18\n" +
+	"\anetwork\x18\x01 \x01(\tR\anetwork\x12\x16\n" +
+	"\x06escrow\x18\x02 \x01(\fR\x06escrow\x12\x12\n" +
+	"\x04host\x18\x03 \x01(\fR\x04host\x12\x14\n" +
+	"\x05epoch\x18\x04 \x01(\x04R\x05epoch\x12\x16\n" +
+	"\x06amount\x18\x05 \x01(\x04R\x06amount\x12\x1a\n" +
+	"\breceipts\x18\x06 \x01(\x04R\breceipts\"\xd1\x02\n" +
 	"\n" +
 	"Capability\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\fR\x05model\x12\x12\n" +
@@ -1717,7 +1810,7 @@ func file_inference_inferencepb_inference_proto_rawDescGZIP() []byte {
 	return file_inference_inferencepb_inference_proto_rawDescData
 }
 
-var file_inference_inferencepb_inference_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_inference_inferencepb_inference_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_inference_inferencepb_inference_proto_goTypes = []any{
 	(*Message)(nil),     // 0: mesh.inference.v1.Message
 	(*LogitBias)(nil),   // 1: mesh.inference.v1.LogitBias
@@ -1728,13 +1821,14 @@ var file_inference_inferencepb_inference_proto_goTypes = []any{
 	(*Signed)(nil),      // 6: mesh.inference.v1.Signed
 	(*Fingerprint)(nil), // 7: mesh.inference.v1.Fingerprint
 	(*Receipt)(nil),     // 8: mesh.inference.v1.Receipt
-	(*Capability)(nil),  // 9: mesh.inference.v1.Capability
-	(*OfferAsk)(nil),    // 10: mesh.inference.v1.OfferAsk
-	(*Offer)(nil),       // 11: mesh.inference.v1.Offer
-	(*OfferCall)(nil),   // 12: mesh.inference.v1.OfferCall
-	(*Task)(nil),        // 13: mesh.inference.v1.Task
-	(*Cancel)(nil),      // 14: mesh.inference.v1.Cancel
-	(*InferCall)(nil),   // 15: mesh.inference.v1.InferCall
+	(*Voucher)(nil),     // 9: mesh.inference.v1.Voucher
+	(*Capability)(nil),  // 10: mesh.inference.v1.Capability
+	(*OfferAsk)(nil),    // 11: mesh.inference.v1.OfferAsk
+	(*Offer)(nil),       // 12: mesh.inference.v1.Offer
+	(*OfferCall)(nil),   // 13: mesh.inference.v1.OfferCall
+	(*Task)(nil),        // 14: mesh.inference.v1.Task
+	(*Cancel)(nil),      // 15: mesh.inference.v1.Cancel
+	(*InferCall)(nil),   // 16: mesh.inference.v1.InferCall
 }
 var file_inference_inferencepb_inference_proto_depIdxs = []int32{
 	1,  // 0: mesh.inference.v1.Sampling.logit_bias:type_name -> mesh.inference.v1.LogitBias
@@ -1743,9 +1837,9 @@ var file_inference_inferencepb_inference_proto_depIdxs = []int32{
 	3,  // 3: mesh.inference.v1.Question.constraint:type_name -> mesh.inference.v1.Constraint
 	7,  // 4: mesh.inference.v1.Receipt.fingerprint:type_name -> mesh.inference.v1.Fingerprint
 	7,  // 5: mesh.inference.v1.Capability.fingerprint:type_name -> mesh.inference.v1.Fingerprint
-	9,  // 6: mesh.inference.v1.Offer.capability:type_name -> mesh.inference.v1.Capability
-	10, // 7: mesh.inference.v1.OfferCall.ask:type_name -> mesh.inference.v1.OfferAsk
-	11, // 8: mesh.inference.v1.OfferCall.offer:type_name -> mesh.inference.v1.Offer
+	10, // 6: mesh.inference.v1.Offer.capability:type_name -> mesh.inference.v1.Capability
+	11, // 7: mesh.inference.v1.OfferCall.ask:type_name -> mesh.inference.v1.OfferAsk
+	12, // 8: mesh.inference.v1.OfferCall.offer:type_name -> mesh.inference.v1.Offer
 	6,  // 9: mesh.inference.v1.InferCall.request:type_name -> mesh.inference.v1.Signed
 	6,  // 10: mesh.inference.v1.InferCall.prefix_receipt:type_name -> mesh.inference.v1.Signed
 	11, // [11:11] is the sub-list for method output_type
@@ -1766,7 +1860,7 @@ func file_inference_inferencepb_inference_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_inference_inferencepb_inference_proto_rawDesc), len(file_inference_inferencepb_inference_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   16,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

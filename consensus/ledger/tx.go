@@ -1,0 +1,101 @@
+package ledger
+
+import (
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+
+	"github.com/gonka-mesh/mesh"
+	"github.com/gonka-mesh/mesh/consensus/ledger/ledgerpb"
+)
+
+// Domains of what the ledger signs and hashes.
+const (
+	domainTx     mesh.Domain = "mesh/tx/1"
+	domainHost   mesh.Domain = "mesh/host/1"
+	domainEscrow mesh.Domain = "mesh/escrow/1"
+	domainRun    mesh.Domain = "mesh/run/1"
+	domainRand   mesh.Domain = "mesh/rand/1"
+)
+
+// MaxTxBytes bounds an encoded transaction. A settlement of 500 payers fits.
+const MaxTxBytes = 256 << 10
+
+// ErrRefused marks every reason why a transaction is not carried out.
+var ErrRefused = errors.New("refused")
+
+// refusal is a reason in words for the sender.
+type refusal struct{ reason string }
+
+func (r *refusal) Error() string   { return r.reason }
+func (r *refusal) Is(t error) bool { return t == ErrRefused }
+
+func refuse(format string, args ...any) error { return &refusal{fmt.Sprintf(format, args...)} }
+
+// Tx is a parsed transaction.
+type Tx struct {
+	ID        mesh.Hash
+	Sender    mesh.Address
+	Pb        *ledgerpb.Tx
+	body      []byte
+	signature []byte
+	size      int // bytes as it travels
+}
+
+// SignTx encodes and signs a transaction. It fills in the sender.
+func SignTx(network mesh.NetworkID, key ed25519.PrivateKey, tx *ledgerpb.Tx) ([]byte, error) {
+	sender := mesh.AddressOf(key.Public().(ed25519.PublicKey))
+	tx.Sender = sender[:]
+	body, err := encode(tx)
+	if err != nil {
+		return nil, fmt.Errorf("encode transaction: %w", err)
+	}
+	return encode(&ledgerpb.SignedTx{Body: body, Signature: domainTx.Sign(key, network, body)})
+}
+
+// FeeOf returns the least fee of a transaction under these parameters. It has to be
+// set before signing; it may count a few bytes more than the transaction will have.
+func FeeOf(p *ledgerpb.Params, tx *ledgerpb.Tx) (mesh.Amount, error) {
+	body, err := encode(tx)
+	if err != nil {
+		return 0, fmt.Errorf("encode transaction: %w", err)
+	}
+	const around = 34 + 10 + 66 + 4 // sender, fee, signature, lengths
+	return mesh.Amount(uint64(len(body)+around) * p.GetFeePerByte()), nil
+}
+
+// ParseTx checks form and bounds of a transaction, not its signature.
+func ParseTx(network mesh.NetworkID, b []byte) (*Tx, error) {
+	if len(b) > MaxTxBytes {
+		return nil, refuse("transaction of %d bytes, at most %d", len(b), MaxTxBytes)
+	}
+	signed, pb := new(ledgerpb.SignedTx), new(ledgerpb.Tx)
+	if err := decode(b, signed); err != nil {
+		return nil, refuse("transaction: %v", err)
+	}
+	if err := decode(signed.GetBody(), pb); err != nil {
+		return nil, refuse("body of transaction: %v", err)
+	}
+	sender, err := addressFrom("sender", pb.GetSender())
+	if err != nil {
+		return nil, err
+	}
+	if pb.GetAction() == nil {
+		return nil, refuse("transaction without an action that this version knows")
+	}
+	return &Tx{
+		ID: domainTx.Hash(network, signed.GetBody()), Sender: sender, Pb: pb,
+		body: signed.GetBody(), signature: signed.GetSignature(), size: len(b),
+	}, nil
+}
+
+// Key names the signed transaction, for a memory of signatures that were verified.
+func (t *Tx) Key() mesh.Hash { return mesh.HashOf(t.ID[:], t.signature) }
+
+// Verify reports whether the signature is the sender's.
+func (t *Tx) Verify(network mesh.NetworkID) bool {
+	return domainTx.Verify(t.Sender, network, t.body, t.signature)
+}
+
+// Kind names the action, as the field in ledger.proto is named.
+func (t *Tx) Kind() string { return kindOf(t.Pb) }

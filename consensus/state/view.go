@@ -1,0 +1,109 @@
+package state
+
+import (
+	"bytes"
+
+	"github.com/cockroachdb/pebble/v2"
+
+	"github.com/gonka-mesh/mesh"
+	"github.com/gonka-mesh/mesh/consensus/ledger"
+)
+
+var _ ledger.Reader = (*View)(nil)
+
+// View is the committed state at one height, for queries and the mempool: blocks that
+// are committed meanwhile do not show. It is for one goroutine, and is to be closed soon:
+// what it sees stays on disk.
+type View struct {
+	store *Store
+	snap  *pebble.Snapshot
+	head  head
+	err   error
+}
+
+// View returns the committed state as it is now. On a store that failed or is closed
+// the view is empty and has an error.
+func (s *Store) View() *View {
+	v := &View{store: s}
+	if !s.calls.enter() {
+		v.err = ErrClosed
+		return v
+	}
+	defer s.calls.leave()
+	v.err = s.log.guard(func() error {
+		v.snap = s.db.NewSnapshot()
+		var err error
+		v.head, _, err = s.log.readHead(v.snap)
+		return err
+	})
+	return v
+}
+
+// open counts a call in, unless the view or its store is closed.
+func (v *View) open() bool {
+	switch {
+	case v.err != nil:
+		return false
+	case v.snap == nil || !v.store.calls.enter():
+		v.err = ErrClosed
+		return false
+	}
+	return true
+}
+
+// Get implements ledger.Reader.
+func (v *View) Get(key []byte) []byte {
+	if !v.open() {
+		return nil
+	}
+	defer v.store.calls.leave()
+	return v.store.log.entry(v.snap, key)
+}
+
+// Iterate implements ledger.Reader.
+func (v *View) Iterate(prefix []byte, fn func(key, value []byte) bool) {
+	if !v.open() {
+		return
+	}
+	defer v.store.calls.leave()
+	v.store.log.entries(v.snap, prefix, fn)
+}
+
+// IterateAfter is Iterate for the keys after one that has the prefix: pages of a long
+// table cost what they have, not what comes before them.
+func (v *View) IterateAfter(prefix, last []byte, fn func(key, value []byte) bool) {
+	if !bytes.HasPrefix(last, prefix) {
+		v.Iterate(prefix, fn)
+		return
+	}
+	if !v.open() {
+		return
+	}
+	defer v.store.calls.leave()
+	v.store.log.entriesFrom(v.snap, prefix, append(bytes.Clone(last), 0), fn)
+}
+
+// Height returns the height of the view.
+func (v *View) Height() mesh.Height { return v.head.height }
+
+// AppHash returns the app hash of the view.
+func (v *View) AppHash() mesh.Hash { return v.head.appHash() }
+
+// Err returns the error of the view, or of the database under it.
+func (v *View) Err() error {
+	if v.err != nil {
+		return v.err
+	}
+	return v.store.Err()
+}
+
+// Close lets go of the view; reads after it find nothing.
+func (v *View) Close() error {
+	if v.snap == nil || !v.store.calls.enter() {
+		return nil
+	}
+	defer v.store.calls.leave()
+	snap := v.snap
+	v.snap = nil
+	return snap.Close()
+}
