@@ -166,6 +166,7 @@ func ClassOf(f *inferencepb.Fingerprint) Class {
 var (
 	ErrUnknownModel = errors.New("unknown model")          // nobody reachable has it
 	ErrNoHost       = errors.New("no host can answer now") // all busy, gone or too dear
+	ErrUnpaid       = errors.New("no escrow pays for it")  // and hosts want money
 	ErrInvalid      = errors.New("invalid request")        // the caller's fault
 	ErrBusy         = errors.New("busy")                   // this host's queue is full
 	ErrNumeric      = errors.New("outside the contract")   // a value left the numeric contract

@@ -99,6 +99,7 @@ type vectors struct {
 	VectorRequest []byte            `json:"vector_request"` // for a vector
 	Vector        []byte            `json:"vector"`         // its answer
 	VectorChain   mesh.Hash         `json:"vector_chain"`   // h after it
+	VoucherSigned []byte            `json:"voucher_signed"`
 }
 
 func marshal(t testing.TB, m proto.Message) []byte {
@@ -157,6 +158,12 @@ func TestVectors(t *testing.T) {
 	bound := NewChain(network, embed.Hash, 0)
 	bound.Bind(v.Vector)
 	v.VectorChain = bound.H
+	voucher := sampleVoucher()
+	voucherSigned, err := SignVoucher(network, testKey(1), voucher)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.VoucherSigned = marshal(t, voucherSigned)
 
 	got, err := json.MarshalIndent(v, "", "  ")
 	if err != nil {

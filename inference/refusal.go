@@ -17,6 +17,7 @@ const (
 	CodeTooLong      = "too_long"      // it does not fit the context; 400
 	CodeTooSmall     = "too_small"     // it fits the context, but not this host's memory; 507
 	CodeTooDear      = "too_dear"      // it may cost more than its price cap; 402
+	CodeUnpaid       = "unpaid"        // no escrow pays for it here; 402
 	CodeForbidden    = "forbidden"     // the caller is not the payer; 403
 	CodeReplay       = "replay"        // this choice runs already; 409
 	CodeBusy         = "busy"          // the queue is full; 429
@@ -36,7 +37,7 @@ type Refusal struct {
 }
 
 var refusalStatus = map[string]int{
-	CodeUnknownModel: 404, CodeInvalid: 400, CodeTooLong: 400, CodeTooSmall: 507, CodeTooDear: 402, CodeForbidden: 403,
+	CodeUnknownModel: 404, CodeInvalid: 400, CodeTooLong: 400, CodeTooSmall: 507, CodeTooDear: 402, CodeUnpaid: 402, CodeForbidden: 403,
 	CodeReplay: 409, CodeBusy: 429, CodeInternal: 500, CodeDraining: 503,
 }
 
@@ -94,6 +95,8 @@ func (r *Refusal) Unwrap() error {
 		return ErrInvalid
 	case CodeBusy:
 		return ErrBusy
+	case CodeUnpaid:
+		return ErrUnpaid
 	}
 	return nil
 }

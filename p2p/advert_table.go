@@ -166,6 +166,14 @@ func (t *advertTable) sweep(now time.Time) {
 	}
 }
 
+// heardSince reports whether a new advert of a peer came after a time.
+func (t *advertTable) heardSince(a mesh.Address, since time.Time) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	e := t.entries[a]
+	return e != nil && e.heard.After(since)
+}
+
 // list returns the adverts with a key, or all for the zero key, by address.
 func (t *advertTable) list(key mesh.Hash, now time.Time) []Advert {
 	t.mu.Lock()

@@ -20,11 +20,12 @@ import (
 
 // Intervals of discovery.
 const (
-	sweepEvery  = 5 * time.Second  // expired adverts
-	mendEvery   = 10 * time.Second // topics with few peers
-	walkEvery   = 10 * time.Minute // the routing table
-	findSteady  = time.Minute      // a followed key, by a node on its topic
-	findLight   = 10 * time.Second // a followed key, by a light peer
+	sweepEvery  = 5 * time.Second        // expired adverts
+	mendEvery   = 10 * time.Second       // topics with few peers
+	walkEvery   = 10 * time.Minute       // the routing table
+	findSteady  = time.Minute            // a followed key, by a node on its topic
+	findLight   = 10 * time.Second       // a followed key, by a light peer
+	findAgain   = 500 * time.Millisecond // the same, after it lost a peer
 	findTimeout = 8 * time.Second
 	helloWait   = 5 * time.Second
 )
@@ -288,8 +289,26 @@ func (d *discovery) kick() {
 	}
 }
 
+// lost makes a light peer ask anew soon: who it lost may come back under another
+// address, which its other peers hear before it does.
+func (d *discovery) lost() {
+	if d.cfg.Role != RoleLight {
+		return
+	}
+	soon := time.Now().Add(findAgain)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, f := range d.follows {
+		f.rounds = 0
+		if f.next.After(soon) {
+			f.next = soon
+		}
+	}
+	time.AfterFunc(findAgain, d.kick)
+}
+
 // Follow keeps the adverts of a key up to date: a full node joins its topic, a
-// light peer asks its peers every ten seconds. The zero key is all keys. It is
+// light peer asks its peers every ten seconds, and when it has lost one. The zero key is all keys. It is
 // undone by as many Unfollow.
 func (h *Host) Follow(key mesh.Hash) { h.disc.follow(key) }
 

@@ -13,23 +13,21 @@ import (
 const (
 	stormFactor = 4                      // connections of each direction, as a multiple of HighConns
 	settledIn   = time.Second            // after which a peer has had time to learn of others
-	doorEvery   = 250 * time.Millisecond // between looks while the node is too full
+	doorEvery   = 100 * time.Millisecond // between looks while the node is too full
 )
 
 // watchDoor makes room while more than three quarters of the connections that a node
 // can hold are taken. The connection manager comes at its own pace and spares the
 // young ones, so that a storm of joins would shut out whoever comes after it.
 func (s *hellos) watchDoor() {
-	defer s.atDoor.Store(false)
-	limit := stormFactor * s.h.cfg.HighConns
 	tick := time.NewTicker(doorEvery)
 	defer tick.Stop()
 	for {
 		settled, inbound := s.settled(time.Now())
-		if inbound < limit*3/4 {
+		if inbound < s.crowd() {
 			return
 		}
-		for _, c := range settled[:min(len(settled), inbound-limit/2)] {
+		for _, c := range settled[:min(len(settled), inbound-s.crowd()*2/3)] {
 			c.CloseWithError(network.ConnGarbageCollected)
 		}
 		select {
@@ -40,8 +38,14 @@ func (s *hellos) watchDoor() {
 	}
 }
 
+// crowd is the number of connections at which room is made: three quarters of what
+// the node can hold of one direction.
+func (s *hellos) crowd() int { return stormFactor * s.h.cfg.HighConns * 3 / 4 }
+
 // settled returns the inbound connections that may be closed to make room, the least
-// valuable first and among those the oldest, and the number of all inbound ones.
+// valuable first and among those the oldest, and the number of all inbound ones. Below
+// a crowd the watch ends with the count: a connection that comes after it starts
+// another.
 func (s *hellos) settled(now time.Time) (out []network.Conn, inbound int) {
 	conns := s.h.host.ConnManager()
 	value := make(map[network.Conn]int)
@@ -55,6 +59,7 @@ func (s *hellos) settled(now time.Time) (out []network.Conn, inbound int) {
 			out = append(out, c)
 		}
 	}
+	s.atDoor = inbound >= s.crowd()
 	s.mu.Unlock()
 	out = slices.DeleteFunc(out, func(c network.Conn) bool { return conns.IsProtected(c.RemotePeer(), "") })
 	for _, c := range out {

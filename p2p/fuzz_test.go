@@ -1,9 +1,6 @@
 package p2p
 
 import (
-	"crypto/ed25519"
-	"os"
-	"path/filepath"
 	"testing"
 
 	pb "github.com/libp2p/go-libp2p-pubsub/pb"
@@ -26,28 +23,6 @@ func FuzzSeed(f *testing.F) {
 		parseAddrs([]string{s})
 		if _, err := parseSeeds([]string{s, s}, [32]byte{}); err != nil {
 			t.Errorf("%q is a seed alone and none in a list: %v", s, err)
-		}
-	})
-}
-
-// FuzzKey reads the file of the node key.
-func FuzzKey(f *testing.F) {
-	path := filepath.Join(f.TempDir(), "node.key")
-	if _, err := LoadOrCreateKey(path); err != nil {
-		f.Fatal(err)
-	}
-	good, err := os.ReadFile(path)
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Add(good)
-	f.Add([]byte("-----BEGIN PRIVATE KEY-----\n\n-----END PRIVATE KEY-----\n"))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		if err := os.WriteFile(path, b, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if key, err := loadKey(path); err == nil && len(key) != ed25519.PrivateKeySize {
-			t.Errorf("a key of %d bytes", len(key))
 		}
 	})
 }

@@ -34,12 +34,12 @@ var errForeign = errors.New("foreign peer")
 // connection opens the hello stream on it and speaks first; a connection on
 // which the hello does not agree within helloTimeout is closed.
 type hellos struct {
-	h      *Host
-	atDoor atomic.Bool // watchDoor runs
+	h *Host
 
-	mu    sync.Mutex
-	conns map[network.Conn]*greeting // guarded by mu
-	peers map[peer.ID]*said          // of open connections; guarded by mu
+	mu     sync.Mutex
+	atDoor bool                       // watchDoor runs; guarded by mu
+	conns  map[network.Conn]*greeting // guarded by mu
+	peers  map[peer.ID]*said          // of open connections; guarded by mu
 }
 
 // greeting is the state of one connection.
@@ -74,9 +74,10 @@ func (s *hellos) Connected(_ network.Network, c network.Conn) {
 		return
 	}
 	s.mu.Lock()
-	crowded := len(s.conns) >= stormFactor*s.h.cfg.HighConns*3/4
+	watch := !s.atDoor && len(s.conns) >= s.crowd()
+	s.atDoor = s.atDoor || watch
 	s.mu.Unlock()
-	if crowded && s.atDoor.CompareAndSwap(false, true) {
+	if watch {
 		go s.watchDoor()
 	}
 	time.AfterFunc(helloTimeout, func() {
@@ -91,14 +92,19 @@ func (s *hellos) Disconnected(_ network.Network, c network.Conn) {
 	s.mu.Lock()
 	g := s.conns[c]
 	delete(s.conns, c)
+	lost := false
 	if g != nil && g.decided() && g.err == nil {
 		if p := s.peers[c.RemotePeer()]; p != nil {
 			if p.conns--; p.conns == 0 {
 				delete(s.peers, c.RemotePeer())
+				lost = true
 			}
 		}
 	}
 	s.mu.Unlock()
+	if lost {
+		s.h.disc.lost()
+	}
 	if g != nil {
 		s.decide(c, g, nil, errors.New("connection closed before the hello"))
 	}

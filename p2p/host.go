@@ -96,6 +96,8 @@ type Host struct {
 	mu      sync.Mutex
 	lanes   map[string]*lane // by short protocol name; guarded by mu
 	streams map[peer.ID]int  // open ones, of both directions; guarded by mu
+	watches map[int]func()   // of WatchPeers; guarded by mu
+	watched int              // number of WatchPeers calls; guarded by mu
 	closed  bool             // guarded by mu
 }
 
@@ -109,7 +111,7 @@ func New(cfg Config) (*Host, error) {
 		log:   cfg.Log,
 		id:    mesh.AddressOf(cfg.Key.Public().(ed25519.PublicKey)),
 		wake:  make(chan struct{}, 1),
-		lanes: make(map[string]*lane), streams: make(map[peer.ID]int),
+		lanes: make(map[string]*lane), streams: make(map[peer.ID]int), watches: make(map[int]func()),
 	}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	var err error
@@ -299,6 +301,31 @@ func (h *Host) peerInfo(id peer.ID) (PeerInfo, bool) {
 		info.Addrs = append(info.Addrs, c.RemoteMultiaddr().String())
 	}
 	return info, len(info.Addrs) > 0
+}
+
+// Peer describes one connected peer whose hello agreed.
+func (h *Host) Peer(a mesh.Address) (PeerInfo, bool) {
+	id, err := peerID(a)
+	if err != nil {
+		return PeerInfo{}, false
+	}
+	return h.peerInfo(id)
+}
+
+// WatchPeers calls fn after a peer's hello agreed or a connection ended, until stop
+// is called. fn may be called from several goroutines and must not block: it marks
+// that Peers is worth another look.
+func (h *Host) WatchPeers(fn func()) (stop func()) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.watched++
+	n := h.watched
+	h.watches[n] = fn
+	return func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		delete(h.watches, n)
+	}
 }
 
 // Connected reports whether the peer is connected and its hello agreed.

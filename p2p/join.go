@@ -21,13 +21,17 @@ const (
 	joinEvery    = time.Second // while too few peers are connected
 	firstBackoff = 2 * time.Second
 	lastBackoff  = 5 * time.Minute
-	lonelyWait   = 15 * time.Second // longest backoff of a node without any peer
+	backAgain    = 300 * time.Millisecond // at most, before a peer that announced itself anew is dialled
+	lonelyWait   = 15 * time.Second       // longest backoff of a node without any peer
 )
 
-// backoff is how long a peer is left alone after failed dials.
+// backoff is how long a peer is left alone after failed dials, and after it closed a
+// connection.
 type backoff struct {
 	next  time.Time
 	delay time.Duration
+	up    bool      // the last dial worked, and the peer has not been missed since
+	lost  time.Time // when it was missed; zero once it was heard of again
 }
 
 // dialEnd is the outcome of a dial.
@@ -38,7 +42,9 @@ type dialEnd struct {
 
 // join keeps the node connected to MinPeers peers, until Close. Bootstrap peers
 // and the best of the address book are dialled in parallel; each that fails
-// waits twice as long for its next turn, with jitter.
+// waits twice as long for its next turn, with jitter. One that ends the connection
+// waits as after a first failure: it may be full and has just made room for others,
+// and if it restarts, not all its peers should come in the same instant.
 func (h *Host) join() {
 	var (
 		waits  = make(map[peer.ID]*backoff)
@@ -46,16 +52,15 @@ func (h *Host) join() {
 		ends   = make(chan dialEnd, joinParallel)
 	)
 	for {
-		short := h.hellos.count() < h.cfg.MinPeers
-		if short {
-			for _, info := range h.candidates(waits, flying) {
+		h.missed(waits)
+		wait := time.Minute
+		if h.hellos.count() < h.cfg.MinPeers {
+			now, turn := h.candidates(waits, flying)
+			for _, info := range now {
 				flying[info.ID] = true
 				h.tasks.Go(func() { ends <- dialEnd{info.ID, h.tryPeer(info)} })
 			}
-		}
-		wait := time.Minute
-		if short {
-			wait = joinEvery + rand.N(joinEvery/2)
+			wait = min(joinEvery+rand.N(joinEvery/2), turn)
 		}
 		timer := time.NewTimer(wait)
 		select {
@@ -65,7 +70,7 @@ func (h *Host) join() {
 		case end := <-ends:
 			delete(flying, end.id)
 			if end.ok {
-				delete(waits, end.id)
+				waits[end.id] = &backoff{delay: firstBackoff / 2, up: true}
 			}
 		case <-h.wake:
 		case <-timer.C:
@@ -74,29 +79,57 @@ func (h *Host) join() {
 	}
 }
 
+// missed makes peers wait that were dialled and are connected no more. A node that
+// has others comes back later than one that has none: those with nobody go first.
+func (h *Host) missed(waits map[peer.ID]*backoff) {
+	now, lonely := time.Now(), h.hellos.count() == 0
+	for id, w := range waits {
+		if !w.up || h.hellos.passed(id) {
+			continue
+		}
+		w.up, w.lost = false, now
+		if !lonely {
+			w.delay *= 2
+		}
+		w.later(now, lonelyWait)
+	}
+}
+
 // candidates returns the peers whose turn it is to be dialled, so many that
-// joinParallel are in flight.
-func (h *Host) candidates(waits map[peer.ID]*backoff, flying map[peer.ID]bool) []peer.AddrInfo {
+// joinParallel are in flight, and how long it is until the turn of the next.
+func (h *Host) candidates(waits map[peer.ID]*backoff, flying map[peer.ID]bool) (out []peer.AddrInfo, turn time.Duration) {
 	now := time.Now()
+	turn = time.Minute
 	longest := lastBackoff
 	if h.hellos.count() == 0 {
 		longest = lonelyWait
 	}
-	var out []peer.AddrInfo
 	for _, info := range append(slices.Clone(h.seeds), h.book.best(64)...) {
 		if len(out)+len(flying) >= joinParallel {
 			break
 		}
-		if w := waits[info.ID]; w != nil && now.Before(w.next) && w.next.Sub(now) <= longest {
+		if info.ID == h.host.ID() || flying[info.ID] || h.hellos.passed(info.ID) || h.gate.refused(info.ID) != nil {
 			continue
 		}
-		if info.ID == h.host.ID() || flying[info.ID] || h.hellos.passed(info.ID) || h.gate.refused(info.ID) != nil {
+		w := waits[info.ID]
+		if w != nil && !w.lost.IsZero() && h.heardSince(info.ID, w.lost) {
+			// It has started anew and says where it is.
+			w.lost, w.next = time.Time{}, now.Add(rand.N(backAgain))
+		}
+		if w != nil && now.Before(w.next) && w.next.Sub(now) <= longest {
+			turn = min(turn, w.next.Sub(now))
 			continue
 		}
 		waits[info.ID] = waits[info.ID].later(now, longest) // also keeps it from coming twice
 		out = append(out, info)
 	}
-	return out
+	return out, turn
+}
+
+// heardSince reports whether a peer announced itself after a time.
+func (h *Host) heardSince(id peer.ID, t time.Time) bool {
+	a, err := addressOf(id)
+	return err == nil && h.disc.table.heardSince(a, t)
 }
 
 // tryPeer dials a peer and reports whether that worked.
@@ -129,11 +162,16 @@ func (b *backoff) later(now time.Time, longest time.Duration) *backoff {
 	return b
 }
 
-// poke tells the joining loop to look again.
+// poke tells the joining loop, and whoever else watches the peers, to look again.
 func (h *Host) poke() {
 	select {
 	case h.wake <- struct{}{}:
 	default:
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, fn := range h.watches {
+		fn()
 	}
 }
 

@@ -36,6 +36,9 @@ type Config struct {
 	// Identify returns the ID of a model whose files the caller can read; it is asked
 	// where Models names none.
 	Identify func(ModelDescription) (mesh.ModelID, error)
+	// Rename returns the name by which requests ask for a model; it is asked where Models
+	// names none. Nil: the server's.
+	Rename func(ModelDescription) string
 
 	Slots   int // requests decoded at once; 0: what the server says, else a default of its kind
 	Context int // tokens; 0: what the server says
@@ -186,6 +189,9 @@ func (c *Config) pick(has []ModelDescription, vocabulary string) ([]ModelDescrip
 		}
 		if m.ID = w.ID; m.ID.IsZero() {
 			m.ID = c.identify(m, vocabulary)
+		}
+		if w.Name == "" && c.Rename != nil {
+			m.Name = c.Rename(m)
 		}
 		out = append(out, m)
 	}

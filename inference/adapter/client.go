@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/gonka-mesh/mesh/inference"
+	"github.com/gonka-mesh/mesh/internal/plainly"
 )
 
 // maxReply bounds an answer that is read whole: prompt log-probabilities of a long
@@ -116,7 +117,7 @@ func (c *client) open(ctx context.Context, method, path string, body any) (io.Re
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return nil, err
+		return nil, plainly.Said(err)
 	}
 	if resp.StatusCode != http.StatusOK {
 		defer resp.Body.Close()

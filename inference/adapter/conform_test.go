@@ -11,6 +11,7 @@ import (
 
 	"github.com/gonka-mesh/mesh"
 	"github.com/gonka-mesh/mesh/inference"
+	"github.com/gonka-mesh/mesh/inference/adapter/standin"
 	"github.com/gonka-mesh/mesh/inference/inferencepb"
 )
 
@@ -138,7 +139,7 @@ func conformLength(t *testing.T, g *target) {
 	// The context ends an answer, too.
 	long := encode(t, e, user(strings.Repeat("Hello mesh ", 10)))
 	got, reason := generate(t, e, inference.Generation{Prompt: long, MaxTokens: inference.MaxTokens, IgnoreEOS: true})
-	if g.stand != nil && g.kind != Ollama && (len(long)+len(got) != toyContext || reason != inference.FinishLength) {
+	if g.stand != nil && g.kind != Ollama && (len(long)+len(got) != standin.Context || reason != inference.FinishLength) {
 		t.Errorf("%d and %d tokens, finish %q", len(long), len(got), reason)
 	}
 }
@@ -259,8 +260,8 @@ func conformSeed(t *testing.T, g *target) {
 func conformCancel(t *testing.T, g *target) {
 	e, _ := g.open(t)
 	if g.stand != nil {
-		g.stand.pause.Store(int64(10 * time.Millisecond))
-		defer g.stand.pause.Store(0)
+		g.stand.Pause.Store(int64(10 * time.Millisecond))
+		defer g.stand.Pause.Store(0)
 	}
 	prompt := encode(t, e, user("Hello mesh"))
 	ctx, cancel := context.WithCancel(t.Context())
@@ -279,7 +280,7 @@ func conformCancel(t *testing.T, g *target) {
 		return
 	}
 	// The server hears of it.
-	for end := time.Now().Add(5 * time.Second); g.stand.active.Load() > 0; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(5 * time.Second); g.stand.Active.Load() > 0; time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("the server goes on")
 		}
@@ -309,9 +310,9 @@ func conformEmitFails(t *testing.T, g *target) {
 func conformMany(t *testing.T, g *target) {
 	e, _ := g.open(t)
 	if g.stand != nil {
-		g.stand.pause.Store(int64(time.Millisecond))
-		g.stand.most.Store(0)
-		defer g.stand.pause.Store(0)
+		g.stand.Pause.Store(int64(time.Millisecond))
+		g.stand.Most.Store(0)
+		defer g.stand.Pause.Store(0)
 	}
 	slots := min(e.Info().Slots, 6)
 	gen := inference.Generation{Prompt: encode(t, e, user("Hello mesh")), MaxTokens: 12, IgnoreEOS: true}
@@ -329,7 +330,7 @@ func conformMany(t *testing.T, g *target) {
 	wg.Wait()
 	if g.stand != nil {
 		// A request that was just left counts until the server sees it.
-		if most := int(g.stand.most.Load()); most > e.Info().Slots && g.kind != Ollama {
+		if most := int(g.stand.Most.Load()); most > e.Info().Slots && g.kind != Ollama {
 			t.Errorf("%d requests at once, the server has %d places", most, e.Info().Slots)
 		}
 	}
@@ -346,8 +347,8 @@ func conformLoad(t *testing.T, g *target) {
 	if g.stand == nil {
 		return
 	}
-	g.stand.pause.Store(int64(5 * time.Millisecond))
-	defer g.stand.pause.Store(0)
+	g.stand.Pause.Store(int64(5 * time.Millisecond))
+	defer g.stand.Pause.Store(0)
 	prompt := encode(t, e, user("Hello"))
 	busy := false
 	_, err := e.Generate(t.Context(), inference.Generation{Prompt: prompt, MaxTokens: 10, IgnoreEOS: true}, func(inference.Token) error {
@@ -383,8 +384,8 @@ func conformInvalid(t *testing.T, g *target) {
 func conformClose(t *testing.T, g *target) {
 	e, _ := g.open(t)
 	if g.stand != nil {
-		g.stand.pause.Store(int64(10 * time.Millisecond))
-		defer g.stand.pause.Store(0)
+		g.stand.Pause.Store(int64(10 * time.Millisecond))
+		defer g.stand.Pause.Store(0)
 	}
 	prompt := encode(t, e, user("Hello"))
 	begun, done := make(chan struct{}), make(chan inference.Finish, 1)

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/gonka-mesh/mesh/inference"
+	"github.com/gonka-mesh/mesh/inference/adapter/standin"
 	"github.com/gonka-mesh/mesh/inference/inferencepb"
 )
 
@@ -16,26 +17,26 @@ type target struct {
 	name  string
 	kind  Kind
 	cfg   Config
-	stand *standIn // nil: a real server
-	seeds bool     // seeds have effect
+	stand *standin.Server // nil: a real server
+	seeds bool            // seeds have effect
 }
 
 func targets(t *testing.T) []target {
-	sg := newSGLang(t)
-	sg.inv.Store(true)
-	news := newSGLang(t)
-	news.inv.Store(true)
-	news.whole.Store(false)
-	dev := newVLLM(t)
-	dev.info.Store(true)
-	dev.inv.Store(true)
+	sg := standin.NewSGLang(t)
+	sg.Invariant.Store(true)
+	news := standin.NewSGLang(t)
+	news.Invariant.Store(true)
+	news.Whole.Store(false)
+	dev := standin.NewVLLM(t)
+	dev.Info.Store(true)
+	dev.Invariant.Store(true)
 	list := []target{
-		{name: "vllm", kind: VLLM, stand: newVLLM(t), seeds: true}, {name: "vllm-dev", kind: VLLM, stand: dev, seeds: true},
+		{name: "vllm", kind: VLLM, stand: standin.NewVLLM(t), seeds: true}, {name: "vllm-dev", kind: VLLM, stand: dev, seeds: true},
 		{name: "sglang", kind: SGLang, stand: sg, seeds: true}, {name: "sglang-new-tokens", kind: SGLang, stand: news, seeds: true},
-		{name: "llama-server", kind: Llama, stand: newLlama(t), seeds: true}, {name: "ollama", kind: Ollama, stand: newOllama(t), seeds: true},
+		{name: "llama-server", kind: Llama, stand: standin.NewLlama(t), seeds: true}, {name: "ollama", kind: Ollama, stand: standin.NewOllama(t), seeds: true},
 	}
 	for i := range list {
-		list[i].cfg = Config{URL: list[i].stand.url}
+		list[i].cfg = Config{URL: list[i].stand.URL}
 	}
 	for _, real := range []struct {
 		kind     Kind

@@ -17,11 +17,12 @@ import (
 
 	"github.com/gonka-mesh/mesh"
 	"github.com/gonka-mesh/mesh/inference"
+	"github.com/gonka-mesh/mesh/inference/adapter/standin"
 	"github.com/gonka-mesh/mesh/inference/inferencepb"
 )
 
-func standIns(t *testing.T) map[string]*standIn {
-	return map[string]*standIn{"vllm": newVLLM(t), "sglang": newSGLang(t), "llama-server": newLlama(t), "ollama": newOllama(t)}
+func standIns(t *testing.T) map[string]*standin.Server {
+	return map[string]*standin.Server{"vllm": standin.NewVLLM(t), "sglang": standin.NewSGLang(t), "llama-server": standin.NewLlama(t), "ollama": standin.NewOllama(t)}
 }
 
 func openOne(t *testing.T, cfg Config) inference.Engine {
@@ -36,14 +37,14 @@ func TestBusy(t *testing.T) {
 	for name, s := range standIns(t) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			e := openOne(t, Config{URL: s.url})
+			e := openOne(t, Config{URL: s.URL})
 			gen := inference.Generation{Prompt: encode(t, e, user("Hello")), MaxTokens: 3, IgnoreEOS: true}
-			s.busy.Store(2)
+			s.Busy.Store(2)
 			if got, _ := generate(t, e, gen); len(got) == 0 {
 				t.Errorf("no tokens after two refusals")
 			}
-			s.busy.Store(1 << 20)
-			defer s.busy.Store(0)
+			s.Busy.Store(1 << 20)
+			defer s.Busy.Store(0)
 			_, err := e.Generate(t.Context(), gen, func(inference.Token) error { return nil })
 			if !errors.Is(err, inference.ErrBusy) {
 				t.Errorf("a full server: %v", err)
@@ -56,9 +57,9 @@ func TestBusy(t *testing.T) {
 func TestStall(t *testing.T) {
 	for name, s := range standIns(t) {
 		t.Run(name, func(t *testing.T) {
-			e := openOne(t, Config{URL: s.url, Stall: 50 * time.Millisecond})
+			e := openOne(t, Config{URL: s.URL, Stall: 50 * time.Millisecond})
 			prompt := encode(t, e, user("Hello"))
-			s.pause.Store(int64(time.Minute))
+			s.Pause.Store(int64(time.Minute))
 			_, err := e.Generate(t.Context(), inference.Generation{Prompt: prompt, MaxTokens: 3}, func(inference.Token) error { return nil })
 			if !errors.Is(err, errStalled) {
 				t.Errorf("a silent server: %v", err)
@@ -74,7 +75,7 @@ func TestBroken(t *testing.T) {
 	}
 	for name, s := range standIns(t) {
 		t.Run(name, func(t *testing.T) {
-			e := openOne(t, Config{URL: s.url})
+			e := openOne(t, Config{URL: s.URL})
 			gen := inference.Generation{Prompt: encode(t, e, user("Hello")), MaxTokens: 20, IgnoreEOS: true}
 			want, _ := generate(t, e, gen)
 			fails := func(what string) {
@@ -88,9 +89,9 @@ func TestBroken(t *testing.T) {
 					t.Errorf("%s: tokens %v, want the first of %v", what, got, idsOf(want))
 				}
 			}
-			s.broken.Store(true)
+			s.Broken.Store(true)
 			fails("a stream that breaks off")
-			s.broken.Store(false)
+			s.Broken.Store(false)
 			for what, f := range map[string]func([]byte) []byte{
 				"no JSON":         func(b []byte) []byte { return b[:len(b)/2] },
 				"an error":        func([]byte) []byte { return []byte(`{"error":{"message":"CUDA error","code":500}}`) },
@@ -101,9 +102,9 @@ func TestBroken(t *testing.T) {
 				if what == "wrong type of s" && name != "llama-server" || what == "a wrong finish" && (name == "llama-server" || name == "ollama") || what == "another type" && name == "ollama" {
 					continue
 				}
-				s.mangle.Store(f)
+				s.Mangle.Store(f)
 				fails(what)
-				s.mangle.Store(func(b []byte) []byte { return b })
+				s.Mangle.Store(func(b []byte) []byte { return b })
 			}
 			if got, _ := generate(t, e, gen); !slices.Equal(idsOf(got), idsOf(want)) {
 				t.Errorf("afterwards: %v, want %v", idsOf(got), idsOf(want))
@@ -114,10 +115,10 @@ func TestBroken(t *testing.T) {
 
 // TestOutside refuses ids that no vocabulary has.
 func TestOutside(t *testing.T) {
-	s := newVLLM(t)
-	e := openOne(t, Config{URL: s.url})
+	s := standin.NewVLLM(t)
+	e := openOne(t, Config{URL: s.URL})
 	for _, id := range []string{"-1", "2147483648", "1e9"} {
-		s.mangle.Store(func(b []byte) []byte {
+		s.Mangle.Store(func(b []byte) []byte {
 			i := bytes.Index(b, []byte(`"token_ids":[`))
 			j := i + bytes.IndexByte(b[i:], ']')
 			return slices.Concat(b[:i], []byte(`"token_ids":[`+id), b[j:])
@@ -134,14 +135,14 @@ func TestOutside(t *testing.T) {
 
 // TestHealth notices that a server is gone, and that it is back.
 func TestHealth(t *testing.T) {
-	s := newLlama(t)
+	s := standin.NewLlama(t)
 	var down atomic.Bool
 	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if down.Load() && (r.URL.Path == "/metrics" || r.URL.Path == "/slots" || r.URL.Path == "/health") {
 			w.WriteHeader(500)
 			return
 		}
-		req, _ := http.NewRequestWithContext(r.Context(), r.Method, s.url+r.URL.Path, r.Body)
+		req, _ := http.NewRequestWithContext(r.Context(), r.Method, s.URL+r.URL.Path, r.Body)
 		resp, err := http.DefaultClient.Do(req)
 		if err != nil {
 			w.WriteHeader(502)
@@ -154,7 +155,7 @@ func TestHealth(t *testing.T) {
 		w.Write(b.Bytes())
 	}))
 	defer front.Close()
-	s.metrics.Store(false) // /slots then
+	s.Metrics.Store(false) // /slots then
 	engines, _, err := Open(t.Context(), Config{URL: front.URL + "/v1/", Poll: 5 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
@@ -191,7 +192,7 @@ func TestDetectNothing(t *testing.T) {
 	}))
 	defer openai.Close()
 	for _, c := range []struct{ url, want string }{
-		{page.URL, "none of vLLM"}, {locked.URL, "API key"}, {openai.URL, "none of vLLM"}, {"http://127.0.0.1:1", "refused"},
+		{page.URL, "none of vLLM"}, {locked.URL, "API key"}, {openai.URL, "none of vLLM"}, {"http://127.0.0.1:1", "nobody listens there"},
 		{"ftp://x", "want http"}, {"http://", "want http"}, {"http://user:pw@x", "without user"}, {"", "want http"},
 	} {
 		_, _, err := Open(t.Context(), Config{URL: c.url})
@@ -199,12 +200,12 @@ func TestDetectNothing(t *testing.T) {
 			t.Errorf("%s: %v, want %q", c.url, err, c.want)
 		}
 	}
-	s := newVLLM(t)
+	s := standin.NewVLLM(t)
 	for _, c := range []struct {
 		cfg  Config
 		want string
 	}{
-		{Config{URL: s.url, Models: []Model{{Server: "other"}}}, `no model "other", but toy/toy-1`}, {Config{URL: s.url, Slots: -1}, "negative"},
+		{Config{URL: s.URL, Models: []Model{{Server: "other"}}}, `no model "other", but toy/toy-1`}, {Config{URL: s.URL, Slots: -1}, "negative"},
 	} {
 		if _, _, err := Open(t.Context(), c.cfg); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%v, want %q", err, c.want)
@@ -214,13 +215,13 @@ func TestDetectNothing(t *testing.T) {
 
 // TestNames gives a model of a server the operator's name and ID.
 func TestNames(t *testing.T) {
-	s := newOllama(t)
-	e := openOne(t, Config{URL: s.url, Slots: 4, Models: []Model{{Name: "mine"}}})
+	s := standin.NewOllama(t)
+	e := openOne(t, Config{URL: s.URL, Slots: 4, Models: []Model{{Name: "mine"}}})
 	if i := e.Info(); i.Name != "mine" || i.ID != DeclaredID("mine", Unicode) || i.Slots != 4 || i.Context != 3*256 || i.Vocab != 0x110000 {
 		t.Errorf("info %+v", i)
 	}
 	id := mesh.Hash{7}
-	e = openOne(t, Config{URL: newLlama(t).url, Context: 100, Slots: 9, Models: []Model{{Server: "toy.gguf", ID: id}}})
+	e = openOne(t, Config{URL: standin.NewLlama(t).URL, Context: 100, Slots: 9, Models: []Model{{Server: "toy.gguf", ID: id}}})
 	if i := e.Info(); i.Name != "toy.gguf" || i.ID != id || i.Context != 100 || i.Slots != 3 {
 		t.Errorf("info %+v", i)
 	}
@@ -235,13 +236,13 @@ func TestNames(t *testing.T) {
 
 // TestClaimed marks what only the operator says.
 func TestClaimed(t *testing.T) {
-	s := newVLLM(t)
-	e, d := (&target{cfg: Config{URL: s.url, Deterministic: true, GPU: "NVIDIA H200", KV: "bf16"}}).open(t)
+	s := standin.NewVLLM(t)
+	e, d := (&target{cfg: Config{URL: s.URL, Deterministic: true, GPU: "NVIDIA H200", KV: "bf16"}}).open(t)
 	f := e.Info().Fingerprint
 	if inference.ClassOf(f) != inference.ClassPinned || !strings.HasSuffix(f.EngineVersion, "batch-invariant claimed") || !d.Capable.Claimed || d.Capable.Deterministic {
 		t.Errorf("fingerprint %v, %+v", f, d.Capable)
 	}
-	e, _ = (&target{cfg: Config{URL: s.url, GPU: "NVIDIA H200", KV: "bf16"}}).open(t)
+	e, _ = (&target{cfg: Config{URL: s.URL, GPU: "NVIDIA H200", KV: "bf16"}}).open(t)
 	if c := inference.ClassOf(e.Info().Fingerprint); c != inference.ClassTolerance {
 		t.Errorf("without the mode: %s", c)
 	}
@@ -249,9 +250,9 @@ func TestClaimed(t *testing.T) {
 
 // TestTape hands the sampling to the logits processor where there is one.
 func TestTape(t *testing.T) {
-	s := newVLLM(t)
-	s.tape.Store(true)
-	e, d := (&target{cfg: Config{URL: s.url}}).open(t)
+	s := standin.NewVLLM(t)
+	s.Tape.Store(true)
+	e, d := (&target{cfg: Config{URL: s.URL}}).open(t)
 	if !d.Tape {
 		t.Fatal("the logits processor was not noticed")
 	}
@@ -260,7 +261,7 @@ func TestTape(t *testing.T) {
 		Prompt: []int32{97, 98}, Prefix: []int32{99}, MaxTokens: 4, Tape: mesh.Hash{1, 2}, Group: group,
 		Sampling: &inferencepb.Sampling{Temperature: 0.7, TopP: 0.9, TopK: 40, MinP: 0.1, FrequencyPenalty: 0.5, LogitBias: []*inferencepb.LogitBias{{Token: 5, Bias: -1.5}}},
 	})
-	raw, _ := s.seen.Load("/v1/completions")
+	raw, _ := s.Seen.Load("/v1/completions")
 	var b map[string]any
 	if err := json.Unmarshal([]byte(raw.(string)), &b); err != nil {
 		t.Fatal(err)

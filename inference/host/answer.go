@@ -58,6 +58,8 @@ type answer struct {
 	vector  inference.Embedding    // instead of tokens; guarded by mu
 	finish  inference.FinishReason // set last; guarded by mu
 
+	paid func(receipt *inferencepb.Signed) // ends what is reserved of the payer's escrow; nil: nothing is
+
 	// The handler's goroutine alone uses these.
 	chain   inference.Chain
 	receipt *inferencepb.Receipt
@@ -123,6 +125,12 @@ func (a *answer) compute() {
 		Group:    a.call.Request.Payer, // and no Fee: a request's terms have a cap, which costs nothing to raise, and no bid
 	}
 	fin, err := a.lane.engine.Generate(a.ctx, g, func(t inference.Token) error {
+		if pace := a.h.cfg.Pace; pace > 0 && count > 0 {
+			select {
+			case <-time.After(time.Until(last.Add(pace))):
+			case <-a.ctx.Done():
+			}
+		}
 		last = time.Now()
 		if count++; count == 1 {
 			first = last
@@ -369,7 +377,11 @@ func (a *answer) sign(finish inference.FinishReason) (*inferencepb.Signed, error
 func (a *answer) keep(signed *inferencepb.Signed) {
 	finish := inference.FinishReason(a.receipt.GetFinish())
 	a.h.meter.ended(finish, int(a.receipt.GetOutputTokens()))
-	if signed == nil || a.h.cfg.Receipts == nil || finish == inference.FinishAborted && a.receipt.GetOutputTokens() == 0 {
+	if finish == inference.FinishAborted && a.receipt.GetOutputTokens() == 0 {
+		signed = nil // it says nothing
+	}
+	defer a.pay(signed)
+	if signed == nil || a.h.cfg.Receipts == nil {
 		return
 	}
 	if err := a.h.cfg.Receipts.Put(a.call.Request.Hash, signed); err != nil {

@@ -35,6 +35,17 @@ type Dialer interface {
 	Dial(ctx context.Context, peer mesh.Address, protocol string) (net.Conn, error)
 }
 
+// Till takes payment. Amounts are of one host, this one.
+type Till interface {
+	// Admit reserves what an answer may cost, or refuses in words for the payer. done ends
+	// the reservation, once; receipt is the answer's last one, nil where there is nothing to pay.
+	Admit(req *inference.Request, most mesh.Amount) (done func(receipt *inferencepb.Signed), err error)
+	// Voucher takes a payer's acknowledgement.
+	Voucher(signed *inferencepb.Signed) error
+	// Proof returns the encoded proof that a receipt is in this host's settlement.
+	Proof(receipt mesh.Hash) ([]byte, error)
+}
+
 // Config describes a host. The zero value of a field is its default.
 type Config struct {
 	Network mesh.NetworkID
@@ -44,6 +55,7 @@ type Config struct {
 	RemotePeer func(net.Conn) (mesh.Address, bool)
 	Receipts   Receipts // nil keeps none
 	Dialer     Dialer   // to answer tasks; nil answers none
+	Till       Till     // nil: answers cost nothing, whatever the prices
 	// TakeOffer gets offers that hosts send for this node's own tasks, and reports
 	// whether they were waited for. Nil refuses them.
 	TakeOffer func(from mesh.Address, o *inferencepb.Offer) bool
@@ -55,6 +67,7 @@ type Config struct {
 	Memory       int64         // bytes of requests held at once; default 128 MiB, half of it for one peer
 	Heartbeat    time.Duration // between frames while nothing is said; default 200 ms
 	WriteTimeout time.Duration // for a reader that does not read; default 5 s
+	Pace         time.Duration // at least, between two tokens of an answer, for people who watch; default none
 	Log          *slog.Logger
 	Metrics      prometheus.Registerer // nil registers nothing
 }
@@ -90,16 +103,17 @@ type Prices struct {
 
 // Host serves the models that were added to it.
 type Host struct {
-	cfg      Config
-	self     mesh.Address
-	server   *http.Server
-	local    *pipeListener
-	meter    *meter
-	tasks    sync.WaitGroup // entered with mu held, while not draining or while calls run
-	dialling chan struct{}  // one place per task being answered
-	ctx      context.Context
-	stop     context.CancelCauseFunc // aborts everything that runs
-	wires    sync.Map                // net.Conn to *wire, of the server
+	cfg       Config
+	self      mesh.Address
+	server    *http.Server
+	local     *pipeListener
+	meter     *meter
+	tasks     sync.WaitGroup // entered with mu held, while not draining or while calls run
+	dialling  chan struct{}  // one place per task being answered
+	compiling chan struct{}  // one place: a constraint is being looked at
+	ctx       context.Context
+	stop      context.CancelCauseFunc // aborts everything that runs
+	wires     sync.Map                // net.Conn to *wire, of the server
 
 	mu       sync.Mutex
 	lanes    map[mesh.ModelID]*lane  // guarded by mu, as is all within a lane
@@ -112,8 +126,9 @@ type Host struct {
 
 // usage is what one peer takes of the host now.
 type usage struct {
-	calls int
-	held  int64
+	calls     int
+	held      int64
+	compiling chan struct{} // one place: as the host's
 }
 
 var (
@@ -127,14 +142,15 @@ func New(cfg Config) (*Host, error) {
 		return nil, err
 	}
 	h := &Host{
-		cfg:      cfg,
-		self:     mesh.AddressOf(cfg.Key.Public().(ed25519.PublicKey)),
-		local:    newPipeListener(),
-		lanes:    make(map[mesh.ModelID]*lane),
-		running:  make(map[runKey]*answer),
-		peers:    make(map[mesh.Address]*usage),
-		idle:     make(chan struct{}),
-		dialling: make(chan struct{}, maxTasks),
+		cfg:       cfg,
+		self:      mesh.AddressOf(cfg.Key.Public().(ed25519.PublicKey)),
+		local:     newPipeListener(),
+		lanes:     make(map[mesh.ModelID]*lane),
+		running:   make(map[runKey]*answer),
+		peers:     make(map[mesh.Address]*usage),
+		idle:      make(chan struct{}),
+		dialling:  make(chan struct{}, maxTasks),
+		compiling: make(chan struct{}, 1),
 	}
 	h.ctx, h.stop = context.WithCancelCause(context.Background())
 	h.meter = newMeter(h)

@@ -48,6 +48,26 @@ func TestServe(t *testing.T) {
 	})
 }
 
+// TestPace gives people time to watch: tokens come no faster than said, however fast
+// the engine is, and one that is slower is not held up.
+func TestPace(t *testing.T) {
+	for _, c := range []struct{ engine, pace, want time.Duration }{
+		{time.Millisecond, 100 * time.Millisecond, 100 * time.Millisecond},
+		{300 * time.Millisecond, 100 * time.Millisecond, 300 * time.Millisecond},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			b := newBench(t, &engine{slots: 1, pace: c.engine}, Config{Pace: c.pace})
+			defer b.close()
+			_, signed := request(t, 2, "hello", 10, nil)
+			start := time.Now()
+			tokens, _, _, _ := b.post(2, "/v1/infer", callBody(t, signed)).rest(t)
+			if took := time.Since(start) - c.engine; tokens != 10 || took < 9*c.want || took > 10*c.want {
+				t.Errorf("pace %s, engine %s: %d tokens in %s", c.pace, c.engine, tokens, took)
+			}
+		})
+	}
+}
+
 // TestTogether checks that tokens which are ready at the same time go in one frame.
 func TestTogether(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

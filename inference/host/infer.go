@@ -63,6 +63,8 @@ func (h *Host) newServer() *http.Server {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /v1/infer", h.handleInfer)
 	mux.HandleFunc("POST /v1/cancel", h.handleCancel)
+	mux.HandleFunc("POST /v1/voucher", h.handleVoucher)
+	mux.HandleFunc("GET /v1/proof/{receipt}", h.handleProof)
 	mux.HandleFunc("GET /v1/ping", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
 	return &http.Server{
 		Handler:           h.guard(mux),
@@ -212,7 +214,7 @@ func (h *Host) admit(ctx context.Context, call *inference.Call, peer mesh.Addres
 			return nil, fmt.Errorf("%w: token %d of the prefix is not in the vocabulary", inference.ErrInvalid, i)
 		}
 	}
-	if err := l.constrain(call.Request.Question.GetConstraint()); err != nil {
+	if err := h.constrain(ctx, l, peer, call.Request.Question.GetConstraint()); err != nil {
 		return nil, err
 	}
 	if call.Request.Question.GetEmbed() && l.capability.GetEmbed() == 0 {
@@ -245,10 +247,14 @@ func (h *Host) admit(ctx context.Context, call *inference.Call, peer mesh.Addres
 		return nil, err
 	}
 	a := newAnswer(h, l, call, peer, prompt, limit, room)
+	if a.paid, err = h.charge(l, call, len(prompt), room); err != nil {
+		return nil, err
+	}
 	a.ctx, a.cancel = context.WithCancelCause(ctx)
 	a.unhook = context.AfterFunc(h.ctx, func() { a.cancel(errDraining) })
 	if err := h.register(a); err != nil {
 		a.cancel(err)
+		a.pay(nil)
 		return nil, err
 	}
 	if a.settled() {
@@ -256,19 +262,41 @@ func (h *Host) admit(ctx context.Context, call *inference.Call, peer mesh.Addres
 	}
 	if a.ticket, err = h.queue(l, peer); err != nil {
 		h.close(a)
+		a.pay(nil)
 		return nil, err
 	}
 	return a, nil
 }
 
-// constrain refuses a constraint that the engine cannot follow.
-func (l *lane) constrain(c *inferencepb.Constraint) error {
+// compileWait is how long a constraint waits to be looked at. It is less than a router
+// waits for a sign of life.
+const compileWait = 500 * time.Millisecond
+
+// constrain refuses a constraint that the engine cannot follow. To find that out may
+// take a processor for seconds, before the call has a slot: so it is done for one call
+// at a time, and a peer with many waits for itself first.
+func (h *Host) constrain(ctx context.Context, l *lane, peer mesh.Address, c *inferencepb.Constraint) error {
 	if c == nil {
 		return nil
 	}
 	e, ok := l.engine.(inference.Constrainer)
 	if !ok {
 		return fmt.Errorf("%w: the engine of this host cannot hold answers to a constraint", inference.ErrInvalid)
+	}
+	h.mu.Lock()
+	own := h.peers[peer].compiling
+	h.mu.Unlock()
+	limit := time.NewTimer(compileWait)
+	defer limit.Stop()
+	for _, place := range []chan struct{}{own, h.compiling} {
+		select {
+		case place <- struct{}{}:
+			defer func() { <-place }()
+		case <-limit.C:
+			return &inference.Refusal{Code: inference.CodeBusy, WaitMs: compileWait.Milliseconds(), Message: "this host is busy with other constraints"}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
 	return e.Constrain(c)
 }
@@ -301,6 +329,29 @@ func affordable(c *inferencepb.Capability, r *inferencepb.Request, prompt, limit
 			Message: fmt.Sprintf("it may cost %s here, and the cap is %s", most, mesh.Amount(r.GetPriceCap()))}
 	}
 	return nil
+}
+
+// charge reserves the most that a choice may cost from the payer's escrow.
+func (h *Host) charge(l *lane, call *inference.Call, prompt, room int) (func(*inferencepb.Signed), error) {
+	if h.cfg.Till == nil || l.capability.GetPricePrompt() == 0 && l.capability.GetPriceOutput() == 0 {
+		return nil, nil
+	}
+	if call.Request.Payer == h.self {
+		return nil, nil // to pay oneself moves nothing
+	}
+	output := min(room, int(call.Request.Pb.GetMaxTokens())) - len(call.Prefix)
+	most, err := inference.Price(l.capability, prompt, max(0, output), inference.FinishLength)
+	if err != nil {
+		return nil, err
+	}
+	return h.cfg.Till.Admit(call.Request, most)
+}
+
+// pay ends the reservation of an answer.
+func (a *answer) pay(signed *inferencepb.Signed) {
+	if a.paid != nil {
+		a.paid(signed)
+	}
 }
 
 type runKey struct {
@@ -379,4 +430,50 @@ func (h *Host) cancelSigned(body []byte) (int, error) {
 		a.cancel(errGone)
 	}
 	return len(found), nil
+}
+
+const maxVoucherBytes = 1024
+
+// handleVoucher takes a payer's acknowledgement; the payer's signature counts, whoever
+// brings it.
+func (h *Host) handleVoucher(w http.ResponseWriter, r *http.Request) {
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxVoucherBytes))
+	if err != nil {
+		refuse(w, fmt.Errorf("%w: read the voucher: %w", inference.ErrInvalid, err))
+		return
+	}
+	s := new(inferencepb.Signed)
+	if err := proto.Unmarshal(body, s); err != nil {
+		refuse(w, fmt.Errorf("%w: voucher: %w", inference.ErrInvalid, err))
+		return
+	}
+	if h.cfg.Till == nil {
+		refuse(w, fmt.Errorf("%w: this host takes no vouchers", inference.ErrInvalid))
+		return
+	}
+	if err := h.cfg.Till.Voucher(s); err != nil {
+		refuse(w, fmt.Errorf("%w: %w", inference.ErrInvalid, err))
+		return
+	}
+	w.WriteHeader(http.StatusNoContent)
+}
+
+// handleProof shows that a receipt is in a settlement of this host.
+func (h *Host) handleProof(w http.ResponseWriter, r *http.Request) {
+	id, err := mesh.ParseHash(r.PathValue("receipt"))
+	if err != nil {
+		refuse(w, fmt.Errorf("%w: %w", inference.ErrInvalid, err))
+		return
+	}
+	if h.cfg.Till == nil {
+		refuse(w, fmt.Errorf("%w: this host settles nothing", inference.ErrInvalid))
+		return
+	}
+	proof, err := h.cfg.Till.Proof(id)
+	if err != nil {
+		refuse(w, fmt.Errorf("%w: %w", inference.ErrInvalid, err))
+		return
+	}
+	w.Header().Set("Content-Type", "application/octet-stream")
+	_, _ = w.Write(proof) // who is gone needs none
 }

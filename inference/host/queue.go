@@ -46,7 +46,7 @@ func (h *Host) enter(peer mesh.Address, size int64) error {
 	}
 	u := h.peers[peer]
 	if u == nil {
-		u = new(usage)
+		u = &usage{compiling: make(chan struct{}, 1)}
 	}
 	switch {
 	case u.calls >= h.cfg.PerPeer:

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
+	"runtime"
 	"unsafe"
 )
 
@@ -14,12 +15,14 @@ const lanes = 16
 type Matrix struct {
 	format     Format
 	rows, cols int
-	raw        []byte // row-major, as in the file; nil once packed
-	packed     []byte // groups of 16 rows, interleaved
+	raw        [][]byte // row-major, as in the file, rows one part after the other; nil once packed
+	packed     []byte   // groups of 16 rows, interleaved
+	owner      *pages   // of packed; nil: the garbage collector, or the caller of NewPacked
 }
 
-// NewMatrix wraps row-major GGUF data without copying it. data must stay unchanged until Pack, or for ever.
-func NewMatrix(f Format, rows, cols int, data []byte) (*Matrix, error) {
+// NewMatrix wraps row-major GGUF data without copying it. Matrices that are to stand one below the other come as several
+// parts. data must stay unchanged until Pack, or for ever.
+func NewMatrix(f Format, rows, cols int, data ...[]byte) (*Matrix, error) {
 	if f.BlockSize() == 0 {
 		return nil, fmt.Errorf("make matrix: unknown format %v", f)
 	}
@@ -27,8 +30,13 @@ func NewMatrix(f Format, rows, cols int, data []byte) (*Matrix, error) {
 		return nil, fmt.Errorf("make matrix: %d x %d weights do not fit format %v", rows, cols, f)
 	}
 	rowBytes := cols / f.BlockSize() * f.BlockBytes()
-	if len(data)%rowBytes != 0 || len(data)/rowBytes != rows {
-		return nil, fmt.Errorf("make matrix: %d x %d weights in %v need %d bytes a row, got %d bytes", rows, cols, f, rowBytes, len(data))
+	size, whole := 0, true
+	for _, part := range data {
+		size += len(part)
+		whole = whole && len(part)%rowBytes == 0
+	}
+	if !whole || size/rowBytes != rows {
+		return nil, fmt.Errorf("make matrix: %d x %d weights in %v need %d bytes a row, got %d bytes", rows, cols, f, rowBytes, size)
 	}
 	return &Matrix{format: f, rows: rows, cols: cols, raw: data}, nil
 }
@@ -56,7 +64,7 @@ func NewPacked(f Format, rows, cols int, packed []byte) (*Matrix, error) {
 	return m, nil
 }
 
-// PackedBytes is the packed layout, nil before Pack. It must not be changed.
+// PackedBytes is the packed layout, nil before Pack. It must not be changed, nor used when m is gone.
 func (m *Matrix) PackedBytes() []byte { return m.packed }
 
 // Format tells how the weights are stored.
@@ -70,6 +78,19 @@ func (m *Matrix) Cols() int { return m.cols }
 
 // Packed tells whether Pack was called.
 func (m *Matrix) Packed() bool { return m.packed != nil }
+
+// rawRow returns row i as in the file.
+func (m *Matrix) rawRow(i int) []byte {
+	rb := m.rowBytes()
+	for _, part := range m.raw {
+		if n := len(part) / rb; i >= n {
+			i -= n
+			continue
+		}
+		return part[i*rb:][:rb]
+	}
+	panic("kernel: a row past the last one")
+}
 
 func (m *Matrix) rowBytes() int { return m.cols / m.format.BlockSize() * m.format.BlockBytes() }
 
@@ -88,12 +109,11 @@ func (m *Matrix) Pack() {
 		return
 	}
 	size := m.groupBytes()
-	packed := make([]byte, m.groups()*size)
-	hugePages(packed)
+	packed, owner := newPages(m.groups() * size)
 	for g := range m.groups() {
 		m.packGroup(packed[g*size:(g+1)*size], g)
 	}
-	m.packed, m.raw = packed, nil
+	m.packed, m.owner, m.raw = packed, owner, nil
 }
 
 // packGroup writes rows 16g to 16g+15 interleaved: float formats column by column, 16 weights each, the others block by
@@ -103,10 +123,9 @@ func (m *Matrix) packGroup(dst []byte, g int) {
 	if cols, _ := m.format.unit(); n < lanes || m.cols%cols != 0 {
 		clear(dst)
 	}
-	rb := m.rowBytes()
 	for r := range n {
 		if m.format == Q8_0 {
-			packQ8(dst[4*r:], dst[1024+2*r:], m.raw[(g*lanes+r)*rb:][:rb])
+			packQ8(dst[4*r:], dst[1024+2*r:], m.rawRow(g*lanes+r))
 			continue
 		}
 		m.packRow(dst, g*lanes+r, r, lanes)
@@ -128,8 +147,7 @@ func packQ8(weights, scales, src []byte) {
 
 // packRow writes row i as lane r of n. Float weights are n apart.
 func (m *Matrix) packRow(dst []byte, i, r, n int) {
-	rb := m.rowBytes()
-	src := m.raw[i*rb:][:rb]
+	src := m.rawRow(i)
 	switch m.format {
 	case F32:
 		for i, o := 0, 4*r; i < len(src); i, o = i+4, o+4*n {
@@ -155,13 +173,16 @@ func (m *Matrix) Row(i int, dst []float32) {
 	if i < 0 || i >= m.rows {
 		panic(fmt.Sprintf("kernel: row %d of %d", i, m.rows))
 	}
+	defer runtime.KeepAlive(m) // and with it what src is part of
 	dst = dst[:m.cols]
 	// weight j of a float format lies at base + j*n + r
-	src, r, n := m.raw, 0, 1
-	base := i * m.rowBytes()
+	var src []byte
+	r, n, base := 0, 1, 0
 	if m.packed != nil {
 		src, r, n = m.packed, i%lanes, lanes
 		base = i / lanes * m.groupBytes()
+	} else {
+		src = m.rawRow(i)
 	}
 	switch m.format {
 	case F32:

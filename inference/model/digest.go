@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/gonka-mesh/mesh"
 	"github.com/gonka-mesh/mesh/internal/atomicfile"
@@ -23,14 +24,16 @@ type Digest struct {
 	SHA256 mesh.Hash   `json:"sha256"`
 	Size   uint64      `json:"size"`
 	Chunks []mesh.Hash `json:"chunks"`
+
+	Modified time.Time `json:"-"` // the file, when it was hashed
 }
 
 // Root returns the chunk root.
 func (d *Digest) Root() mesh.Hash { return merkle.ChunkRoot(d.Size, merkle.ChunkSize, d.Chunks) }
 
 // digestBytes hashes data on all cores; the whole-file hash is one sequence, so
-// that is what the time of a large file is.
-func digestBytes(ctx context.Context, data []byte) (*Digest, error) {
+// that is what the time of a large file is. progress is called with the bytes done.
+func digestBytes(ctx context.Context, data []byte, progress func(done int64)) (*Digest, error) {
 	n := merkle.Chunks(uint64(len(data)), merkle.ChunkSize)
 	d := &Digest{Size: uint64(len(data)), Chunks: make([]mesh.Hash, n)}
 	chunk := func(i int) []byte {
@@ -53,6 +56,7 @@ func digestBytes(ctx context.Context, data []byte) (*Digest, error) {
 	go func() {
 		for i := range todo {
 			whole.Write(chunk(i))
+			progress(int64(min((i+1)*merkle.ChunkSize, len(data))))
 		}
 		hashed <- struct{}{}
 	}()
@@ -96,9 +100,9 @@ const (
 // kept in the file cache, under size, modification time and inode. An empty cache
 // means none. A cache that cannot be read counts as empty; one that cannot be
 // written is an error.
-func (f *part) digest(ctx context.Context, cache string) (*Digest, error) {
+func (f *part) digest(ctx context.Context, cache string, progress func(done int64)) (*Digest, error) {
 	if f.path == "" || cache == "" {
-		return digestBytes(ctx, f.data)
+		return digestBytes(ctx, f.data, progress)
 	}
 	info, err := os.Stat(f.path)
 	if err != nil {
@@ -109,11 +113,12 @@ func (f *part) digest(ctx context.Context, cache string) (*Digest, error) {
 	entries := readCache(cache)
 	for i := range entries {
 		if known && entries[i].File == id {
+			entries[i].Digest.Modified = info.ModTime()
 			return &entries[i].Digest, nil
 		}
 	}
-	d, err := digestBytes(ctx, f.data)
-	if err != nil || !known {
+	d, err := digestBytes(ctx, f.data, progress)
+	if d.Modified = info.ModTime(); err != nil || !known {
 		return d, err
 	}
 	// A file that changed while it was read must not be remembered.

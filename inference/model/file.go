@@ -183,6 +183,17 @@ func (f *File) Size() int64 {
 	return n
 }
 
+// Mapped returns what of its memory is mapped from disk: pages of it that are dropped
+// come back when they are read.
+func (f *File) Mapped() (out [][]byte) {
+	for i := range f.parts {
+		if f.parts[i].mapped {
+			out = append(out, f.parts[i].data)
+		}
+	}
+	return out
+}
+
 // Tokenizer returns the model's tokenizer, built at the first call.
 func (f *File) Tokenizer() (*Tokenizer, error) { return f.tokenizer() }
 

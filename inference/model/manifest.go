@@ -64,20 +64,40 @@ const (
 	maxFiles        = 512
 )
 
-// Manifest returns the manifest of the model. Large files are hashed once: the
-// hashes are kept in the file cache, under size, modification time and inode; empty
-// means no cache. One that cannot be read counts as empty.
+// Manifest returns the manifest of the model; cache as in Digests.
 func (f *File) Manifest(ctx context.Context, cache string) (*Manifest, error) {
-	files := make([]ManifestFile, len(f.parts))
+	digests, err := f.Digests(ctx, cache, func(int64) {})
+	if err != nil {
+		return nil, err
+	}
+	return f.ManifestOf(digests), nil
+}
+
+// Digests returns the hashes of the model's files, in the order of the manifest. Large
+// files are hashed once: the hashes are kept in the file cache, under size,
+// modification time and inode; empty means no cache. One that cannot be read counts as
+// empty. progress is called with the bytes done, of all files together.
+func (f *File) Digests(ctx context.Context, cache string, progress func(done int64)) ([]*Digest, error) {
+	digests, before := make([]*Digest, len(f.parts)), int64(0)
 	for i := range f.parts {
 		p := &f.parts[i]
-		d, err := p.digest(ctx, cache)
-		if err != nil {
+		var err error
+		if digests[i], err = p.digest(ctx, cache, func(done int64) { progress(before + done) }); err != nil {
 			return nil, err
 		}
-		files[i] = ManifestFile{p.name, d.SHA256, d.Size, merkle.ChunkSize, d.Root()}
+		before += int64(len(p.data))
+		progress(before)
 	}
-	return f.manifest(files), nil
+	return digests, nil
+}
+
+// ManifestOf returns the manifest of the model, whose files have these digests.
+func (f *File) ManifestOf(digests []*Digest) *Manifest {
+	files := make([]ManifestFile, len(f.parts))
+	for i, d := range digests {
+		files[i] = ManifestFile{f.parts[i].name, d.SHA256, d.Size, merkle.ChunkSize, d.Root()}
+	}
+	return f.manifest(files)
 }
 
 func (f *File) manifest(files []ManifestFile) *Manifest {

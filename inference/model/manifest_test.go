@@ -105,7 +105,7 @@ func TestDigest(t *testing.T) {
 	// Sizes around the chunk bounds.
 	for _, n := range []int{0, 1, merkle.ChunkSize - 1, merkle.ChunkSize, merkle.ChunkSize + 1, 3*merkle.ChunkSize + 5} {
 		data := bytes.Repeat([]byte{7, 8, 9}, n/3+1)[:n]
-		d, err := digestBytes(context.Background(), data)
+		d, err := digestBytes(context.Background(), data, func(int64) {})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -120,7 +120,7 @@ func TestDigest(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	if _, err := digestBytes(ctx, make([]byte, 9)); err == nil {
+	if _, err := digestBytes(ctx, make([]byte, 9), func(int64) {}); err == nil {
 		t.Error("a cancelled hash ends well")
 	}
 }
@@ -144,7 +144,7 @@ func TestDigestCache(t *testing.T) {
 	}
 	digest := func(f *File) mesh.Hash {
 		t.Helper()
-		d, err := f.parts[0].digest(context.Background(), cache)
+		d, err := f.parts[0].digest(context.Background(), cache, func(int64) {})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -187,7 +187,7 @@ func TestDigestCache(t *testing.T) {
 	if b, _ := os.ReadFile(cache); string(b) != newer {
 		t.Error("a newer program's cache is overwritten")
 	}
-	if _, err := write(data, at).parts[0].digest(context.Background(), filepath.Join(dir, "none", "x")); err == nil {
+	if _, err := write(data, at).parts[0].digest(context.Background(), filepath.Join(dir, "none", "x"), func(int64) {}); err == nil {
 		t.Error("a cache that cannot be written passes in silence")
 	}
 	left, err := filepath.Glob(filepath.Join(dir, "*.tmp*"))

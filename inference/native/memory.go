@@ -62,14 +62,17 @@ type store struct {
 	tree   *tree
 }
 
-// memory lends blocks to stores, and keeps them for prefixes to come, below a limit.
-// It belongs to the scheduler.
+// memory lends blocks to stores, and keeps them for prefixes to come, below a limit. It
+// belongs to the scheduler, which changes it with Engine.mu or Engine.compute held; who
+// holds both may, too.
 type memory struct {
 	config    model.Config
 	format    kernel.Format
 	shape     *kernel.Cache // makes pages
 	pageBytes int64         // of a block
 	limit     int           // blocks
+	lent      int           // blocks' worth of it that sequences outside the batch have
+	owed      int           // and that one of these waits for: nobody enters the batch before
 	used      int           // blocks that stores have
 	cached    int           // other blocks in trees
 	spare     []*block      // other blocks
@@ -104,7 +107,7 @@ func (m *memory) usedBy(g *group) int {
 
 func (m *memory) load() inference.Load {
 	return inference.Load{
-		PagesUsed: m.used, PagesCached: m.cached, PagesLimit: m.limit, PromptTokens: m.prompt, CachedTokens: m.reused,
+		PagesUsed: m.used + m.lent, PagesCached: m.cached, PagesLimit: m.limit, PromptTokens: m.prompt, CachedTokens: m.reused,
 	}
 }
 
@@ -128,7 +131,7 @@ func (m *memory) take(group mesh.Address, tokens []int32) (*store, int, error) {
 	for _, b := range path {
 		m.hold(s, b)
 	}
-	tight := m.used+pagesFor(len(tokens))-len(path) >= m.limit // no room for one more
+	tight := m.used+pagesFor(len(tokens))-len(path) >= m.limit-m.lent // no room for one more
 	switch {
 	case tail == nil || tail.refs > 0:
 	case len(tail.children) == 0 && (common == len(tail.tokens) || tight):
@@ -242,7 +245,7 @@ func (m *memory) copy(s *store, place int, from *block, n int) {
 // store as it was, when the memory is lent.
 func (m *memory) grow(s *store, positions int) bool {
 	more := pagesFor(positions) - len(s.blocks)
-	if m.used+more > m.limit {
+	if m.used+more > m.limit-m.lent {
 		return more <= 0
 	}
 	for range more {
@@ -258,28 +261,52 @@ func (m *memory) fresh(of *tree) *block {
 		m.spare = m.spare[:n-1]
 		return b
 	}
-	if m.used+m.cached < m.limit {
+	if m.used+m.cached < m.limit-m.lent {
 		b := &block{tokens: make([]int32, 0, pagePositions), leaves: make([]mesh.Hash, 0, pagePositions)}
 		for range m.config.Layers {
 			b.pages = append(b.pages, m.shape.NewPage())
 		}
 		return b
 	}
-	// The group that keeps most loses what it has not used for longest, so that
-	// nobody drives out what others keep.
+	if lost := m.evict(); lost != of {
+		m.tidy(lost)
+	}
+	b := m.spare[len(m.spare)-1]
+	m.spare = m.spare[:len(m.spare)-1]
+	return b
+}
+
+// evict makes a spare block of one that is kept, and returns the tree that lost it: the
+// group that keeps most loses what it has not used for longest, so that nobody drives
+// out what others keep.
+func (m *memory) evict() *tree {
 	var most *tree
 	for _, t := range m.trees {
 		if t.cached > 0 && (most == nil || t.cached > most.cached || t.cached == most.cached && t.oldest.since.Before(most.oldest.since)) {
 			most = t
 		}
 	}
-	b := most.oldest
-	m.forget(b)
-	if most != of {
-		m.tidy(most)
+	m.forget(most.oldest)
+	return most
+}
+
+// lend takes n blocks' worth of the memory away, for keys and values that are in no
+// store. It reports false, and remembers what it owes, when the memory is lent already.
+func (m *memory) lend(n int) bool {
+	if m.used+n > m.limit-m.lent {
+		m.owed = n
+		return false
 	}
-	m.spare = m.spare[:len(m.spare)-1]
-	return b
+	m.owed = 0
+	m.lent += n
+	for m.used+m.cached > m.limit-m.lent {
+		m.tidy(m.evict())
+	}
+	if room := m.limit - m.lent - m.used - m.cached; len(m.spare) > room {
+		clear(m.spare[room:])
+		m.spare = m.spare[:room]
+	}
+	return true
 }
 
 // forget takes a block that no store has, and that has no children, out of its tree.

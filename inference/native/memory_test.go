@@ -69,8 +69,8 @@ func (m *memory) check(stores map[*store]bool) error {
 			return err
 		}
 	}
-	if m.cached != cached || m.used != len(refs) || m.used+m.cached+len(m.spare) > m.limit {
-		return fmt.Errorf("%d used, %d cached and %d spare of %d, counted %d and %d", m.used, m.cached, len(m.spare), m.limit, len(refs), cached)
+	if m.cached != cached || m.used != len(refs) || m.used+m.cached+len(m.spare)+m.lent > m.limit {
+		return fmt.Errorf("%d used, %d cached, %d spare and %d lent of %d, counted %d and %d", m.used, m.cached, len(m.spare), m.lent, m.limit, len(refs), cached)
 	}
 	for _, b := range m.spare {
 		if b.refs != 0 || len(b.tokens)+len(b.children) != 0 || b.parent != nil || b.tree != nil {
@@ -185,8 +185,16 @@ func TestMemoryRandom(t *testing.T) {
 					delete(stores, runs[i].s)
 					m.give(runs[i].s)
 					runs = slices.Delete(runs, i, i+1)
-				default:
+				case r.IntN(2) == 0:
 					m.expire()
+				case m.lent > 0:
+					m.lent = 0
+				default:
+					n, fits := 1+r.IntN(limit), limit-m.used
+					if got := m.lend(n); got != (n <= fits) || got != (m.lent == n) || got != (m.owed == 0) {
+						fail("%d of %d: lent %v, %d, owed %d", n, fits, got, m.lent, m.owed)
+					}
+					m.owed = 0
 				}
 				if err := m.check(stores); err != nil {
 					fail("%v", err)
@@ -196,6 +204,7 @@ func TestMemoryRandom(t *testing.T) {
 				delete(stores, q.s)
 				m.give(q.s)
 			}
+			m.lent = 0
 			m.now = m.now.Add(2 * keepFor)
 			m.rest()
 			if err := m.check(stores); err != nil || m.used+m.cached+len(m.trees) != 0 || len(m.spare) > sparePages {

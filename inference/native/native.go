@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -54,7 +55,10 @@ type Config struct {
 const (
 	defaultSlots  = 32
 	defaultMemory = 1 << 30
-	packedDelay   = 2 * time.Second // until the first answers are on their way
+	// settleDelay is until the first token is out and what loading left may go back to
+	// the system: the heap beside the weights is too small to be collected soon.
+	settleDelay = time.Second
+	packedDelay = 2 * time.Second // until the first answers are on their way
 )
 
 // errClosed reports a request to an engine that was closed.
@@ -90,7 +94,11 @@ type Engine struct {
 	wake chan struct{} // holds one element when the scheduler has something to look at
 	done chan struct{} // closed when the scheduler has ended
 
+	settled *time.Timer // see settleDelay
+
 	passing chan struct{} // holds one element while a sequence is scored
+	memory  *memory       // the scheduler's
+	freed   chan struct{} // holds one element when a sequence has left the batch
 }
 
 var _ inference.Engine = (*Engine)(nil)
@@ -128,7 +136,7 @@ func open(cfg Config) (*Engine, *scheduler, error) {
 	e := &Engine{
 		slots: defaultIf(cfg.Slots, defaultSlots), chunk: cfg.Chunk,
 		clock: time.Now, groups: make(map[mesh.Address]*group),
-		wake: make(chan struct{}, 1), done: make(chan struct{}), passing: make(chan struct{}, 1),
+		wake: make(chan struct{}, 1), done: make(chan struct{}), passing: make(chan struct{}, 1), freed: make(chan struct{}, 1),
 	}
 	switch cfg.KV {
 	case "", "f16":
@@ -138,13 +146,16 @@ func open(cfg Config) (*Engine, *scheduler, error) {
 	default:
 		return nil, nil, fmt.Errorf("keys and values as %.20q: want f16 or f32", cfg.KV)
 	}
-	// The tokenizer is made beside the weights.
+	// What prompts need is made beside the weights.
 	var beside errgroup.Group
-	beside.Go(func() error { _, err := cfg.File.Tokenizer(); return err })
+	beside.Go(func() (err error) {
+		e.tokenizer, err = cfg.File.Tokenizer()
+		// A file without a template still answers prompts; Encode says so when asked.
+		e.template, _ = cfg.File.Template()
+		return err
+	})
 	beside.Go(func() error { contract(); return nil })
 	defer func() { _ = beside.Wait() }() // the caller may close the file
-	// A file without a template still answers prompts; Encode says so when asked.
-	e.template, _ = cfg.File.Template()
 	memory, err := newMemory(c, e.format, defaultIf(cfg.Memory, defaultMemory))
 	if err != nil {
 		return nil, nil, err
@@ -156,10 +167,12 @@ func open(cfg Config) (*Engine, *scheduler, error) {
 		e.packed.close()
 		return nil, nil, err
 	}
-	err = beside.Wait()
-	if e.tokenizer, _ = cfg.File.Tokenizer(); err != nil {
+	if err := beside.Wait(); err != nil {
 		e.packed.close()
 		return nil, nil, err
+	}
+	for _, data := range cfg.File.Mapped() { // hardly any of it is read again
+		dropPages(data)
 	}
 	e.info = inference.ModelInfo{
 		ID: cfg.ID, Name: cfg.Name, Context: e.context, ModelContext: c.Context, Vocab: c.Vocab, Slots: e.slots, Bytes: cfg.File.Size(), Embed: c.Width,
@@ -168,7 +181,8 @@ func open(cfg Config) (*Engine, *scheduler, error) {
 		},
 	}
 	e.pool = kernel.NewPool(cfg.Threads)
-	e.graph = newGraph(e.net, e.pool)
+	e.graph, e.memory = newGraph(e.net, e.pool), memory
+	e.settled = time.AfterFunc(settleDelay, debug.FreeOSMemory)
 	return e, newScheduler(e, e.graph, memory), nil
 }
 
@@ -262,6 +276,7 @@ func (e *Engine) Close() error {
 	<-e.done
 	e.compute.Lock()
 	defer e.compute.Unlock()
+	e.settled.Stop()
 	e.pool.Close()
 	e.packed.close()
 	return nil

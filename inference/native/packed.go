@@ -301,8 +301,10 @@ func (p *packedFile) writeTo(ctx context.Context, f *os.File, h *packedHeader) e
 	if err != nil {
 		return err
 	}
-	now := time.Now()
-	h.Inode, h.Time = own.inode, now.UnixNano()
+	// An even second is a time that every disk can keep, and one that has passed is no
+	// time that a later change could get.
+	stamp := time.Now().Truncate(2 * time.Second).Add(-2 * time.Second)
+	h.Inode, h.Time = own.inode, stamp.UnixNano()
 	head, err := json.Marshal(h)
 	if err != nil {
 		return err
@@ -329,7 +331,7 @@ func (p *packedFile) writeTo(ctx context.Context, f *os.File, h *packedHeader) e
 		}
 		end = h.Matrices[i].Offset + h.Matrices[i].Bytes
 	}
-	return os.Chtimes(f.Name(), now, now)
+	return os.Chtimes(f.Name(), stamp, stamp)
 }
 
 // close ends what runs and unmaps the file: no matrix of it may be used any more.

@@ -153,6 +153,45 @@ func reheaded(t *testing.T, b []byte, change func(h *packedHeader)) []byte {
 	return append(append(out, make([]byte, packedFrom(len(head))-len(out))...), weights...)
 }
 
+// TestPackedWholeSeconds: a disk that keeps no parts of seconds, or none but even ones,
+// does not make the file look changed; a change at once after writing does.
+func TestPackedWholeSeconds(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "file")
+	want, _ := packedOnce(t, packedConfig(t, path))
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept := info.ModTime().Truncate(2 * time.Second)
+	if err := os.Chtimes(path, kept, kept); err != nil {
+		t.Fatal(err)
+	}
+	if got, notes := packedOnce(t, packedConfig(t, path)); got != want || notes != "" {
+		t.Errorf("equal logits %v, %s", got == want, notes)
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b [1]byte
+	if _, err := f.ReadAt(b[:], info.Size()-200); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt([]byte{^b[0]}, info.Size()-200); err != nil {
+		t.Fatal(err)
+	}
+	if info, err = f.Stat(); err != nil {
+		t.Fatal(err)
+	}
+	kept = info.ModTime().Truncate(2 * time.Second)
+	if err := errors.Join(f.Close(), os.Chtimes(path, kept, kept)); err != nil {
+		t.Fatal(err)
+	}
+	if got, notes := packedOnce(t, packedConfig(t, path)); got != want || !strings.Contains(notes, "copied or changed") {
+		t.Errorf("after a change: equal logits %v, %s", got == want, notes)
+	}
+}
+
 // TestPackedRot: a bit that changed under an unchanged inode and time is found after
 // the start, and the engine goes on with the right weights.
 func TestPackedRot(t *testing.T) {

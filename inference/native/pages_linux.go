@@ -2,6 +2,7 @@ package native
 
 import (
 	"os"
+	"slices"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -17,11 +18,18 @@ func dropPages(data []byte) {
 	}
 }
 
+// populatePiece is mapped at once: while it is, nothing else can map memory, Go's heap
+// included.
+const populatePiece = 16 << 20
+
 // populate maps the pages of a mapped file before they are touched one by one, in
 // large pages where the system keeps the file in such.
 func populate(data []byte) {
 	_ = unix.Madvise(data, unix.MADV_HUGEPAGE)
-	if unix.Madvise(data, unix.MADV_POPULATE_READ) != nil {
-		_ = unix.Madvise(data, unix.MADV_WILLNEED)
+	for piece := range slices.Chunk(data, populatePiece) {
+		if unix.Madvise(piece, unix.MADV_POPULATE_READ) != nil {
+			_ = unix.Madvise(data, unix.MADV_WILLNEED)
+			return
+		}
 	}
 }

@@ -81,7 +81,9 @@ func (s *scheduler) run() {
 		}
 		// There is nothing to compute before somebody asks, reads or leaves.
 		if len(s.active) == 0 {
+			s.e.mu.Lock()
 			s.memory.rest()
+			s.e.mu.Unlock()
 		}
 		idle.Reset(idleCheck)
 		select {
@@ -115,7 +117,14 @@ func (s *scheduler) admit() bool {
 			s.remove(q)
 		}
 	}
-	for {
+	if s.memory.owed > 0 { // whose readers do not read would hold it up
+		for i := len(s.active) - 1; i >= 0; i-- {
+			if q := s.active[i]; q.out.full() {
+				s.putBack(q)
+			}
+		}
+	}
+	for s.memory.owed == 0 {
 		i := next(e.queue, now)
 		if i < 0 || !s.enter(e.queue[i]) {
 			break
@@ -194,6 +203,10 @@ func (s *scheduler) remove(q *sequence) {
 	q.store = nil
 	q.group.active--
 	s.e.active, s.e.pages = len(s.active), s.memory.load()
+	select {
+	case s.e.freed <- struct{}{}:
+	default:
+	}
 }
 
 // step computes one step of the batch: one token of each answer in the making, and

@@ -26,7 +26,7 @@ var (
 )
 
 // Score computes a sequence as a prompt is computed, in chunks that take turns with
-// the running answers. Its keys and values do not count towards the engine's memory.
+// the running answers. It waits for memory for all its keys and values.
 func (e *Engine) Score(ctx context.Context, s inference.Scoring, emit func(inference.Position) error) error {
 	switch {
 	case len(s.Tokens) == 0:
@@ -138,8 +138,8 @@ func (e *Engine) Embed(ctx context.Context, tokens []int32, progress func()) (in
 // computed: position at of sequence b is input i of the graph, and its logits, if they
 // were wanted, stand at index k.
 //
-// One pass runs at a time: its keys and values, which the engine's memory does not count,
-// are those of one context, and it takes no more turns than one payer's answers.
+// One pass runs at a time: it takes no more memory than one context does, and no more
+// turns than one payer's answers.
 func (e *Engine) pass(ctx context.Context, sequences [][]input, done func(b, at, i, k int) error) error {
 	select {
 	case e.passing <- struct{}{}:
@@ -149,6 +149,14 @@ func (e *Engine) pass(ctx context.Context, sequences [][]input, done func(b, at,
 	case <-e.done:
 		return errClosed
 	}
+	pages := 0
+	for _, s := range sequences {
+		pages += pagesFor(len(s))
+	}
+	if err := e.borrow(ctx, pages); err != nil {
+		return err
+	}
+	defer e.settle(pages)
 	for _, s := range sequences {
 		cache := make([]*kernel.Cache, e.net.Layers)
 		for i := range cache {
@@ -171,6 +179,53 @@ func (e *Engine) pass(ctx context.Context, sequences [][]input, done func(b, at,
 		}
 	}
 	return nil
+}
+
+// borrow takes memory for keys and values that the scheduler does not keep. While it
+// waits, answers that run go on and no others begin, so that it is not for ever.
+func (e *Engine) borrow(ctx context.Context, pages int) error {
+	if pages > e.memory.limit {
+		return fmt.Errorf("%w: %d pages of keys and values, the memory holds %d", inference.ErrInvalid, pages, e.memory.limit)
+	}
+	for {
+		if e.lend(pages) {
+			return nil
+		}
+		var err error
+		select {
+		case <-e.freed:
+			continue
+		case <-ctx.Done():
+			err = ctx.Err()
+		case <-e.done:
+			err = errClosed
+		}
+		e.settle(0)
+		return err
+	}
+}
+
+func (e *Engine) lend(pages int) bool {
+	e.compute.Lock()
+	defer e.compute.Unlock()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	ok := e.memory.lend(pages)
+	e.pages = e.memory.load()
+	e.stir()
+	return ok
+}
+
+// settle gives back what was borrowed, or no longer waits for it.
+func (e *Engine) settle(pages int) {
+	e.compute.Lock()
+	defer e.compute.Unlock()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.memory.lent -= pages
+	e.memory.owed = 0
+	e.pages = e.memory.load()
+	e.stir()
 }
 
 // chunkOf computes a chunk from input at of sequence b on, and returns where the next

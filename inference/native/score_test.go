@@ -7,9 +7,11 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/gonka-mesh/mesh"
 	"github.com/gonka-mesh/mesh/inference"
+	"github.com/gonka-mesh/mesh/inference/kernel"
 	"github.com/gonka-mesh/mesh/internal/merkle"
 )
 
@@ -161,5 +163,129 @@ func TestEmbed(t *testing.T) {
 	}
 	if dot/math.Sqrt(norm) < 1-1e-6 {
 		t.Errorf("it points elsewhere than the mean: %g", dot/math.Sqrt(norm))
+	}
+}
+
+// TestScoreMemory holds that a check's keys and values are part of the engine's memory:
+// it waits for them while answers have it, nobody enters before it, one whose reader does
+// not read makes room, and all of it is given back.
+func TestScoreMemory(t *testing.T) {
+	shape, err := newMemory(small(t).Config, kernel.F16, 1<<30)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const pages = 3
+	e := start(t, Config{File: small(t), Threads: 2, Memory: pages * shape.pageBytes})
+	later := generation(5, 20, 5)
+	want := mustAsk(t, e, later).ids()
+	checked := inference.Scoring{Tokens: generation(6, 300, 1).Prompt} // 2 pages
+	plain := score(t, e, checked)
+	owed := func() int {
+		e.compute.Lock()
+		defer e.compute.Unlock()
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		return e.memory.owed
+	}
+	waits := func() {
+		for end := time.Now().Add(20 * time.Second); owed() == 0; time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatal("a check does not wait for memory that answers have")
+			}
+		}
+	}
+	run := func(ctx context.Context) chan error {
+		out := make(chan error, 1)
+		go func() {
+			n := 0
+			err := e.Score(ctx, checked, func(p inference.Position) error {
+				if l := e.Load(); l.PagesUsed+l.PagesCached > pages || l.PagesUsed < 2 {
+					t.Errorf("in a check of 2 pages: %+v", l)
+				}
+				if p.Hidden != plain[n].Hidden {
+					t.Errorf("position %d differs", n)
+				}
+				n++
+				return nil
+			})
+			if err == nil && n != len(plain) {
+				t.Errorf("%d positions, want %d", n, len(plain))
+			}
+			out <- err
+		}()
+		return out
+	}
+	// Two pages are an answer's that goes on for as long as the test wants.
+	locked := func(f func()) {
+		e.compute.Lock()
+		defer e.compute.Unlock()
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		f()
+	}
+	var held *store
+	locked(func() {
+		if held, _, err = e.memory.take(mesh.Address{9}, make([]int32, 2*pagePositions)); err != nil || held == nil {
+			t.Fatalf("no memory: %v", err)
+		}
+	})
+	left, leave := context.WithCancel(t.Context())
+	out := run(left)
+	waits()
+	leave()
+	if err := <-out; !errors.Is(err, context.Canceled) || owed() != 0 {
+		t.Errorf("a check that is called off: %v, %d owed", err, owed())
+	}
+	out = run(t.Context())
+	waits()
+	next := make(chan []int32, 1)
+	go func() {
+		a, err := ask(t.Context(), e, later)
+		if err != nil {
+			t.Error(err)
+		}
+		next <- a.ids()
+	}()
+	waitFor(t, e, 0, 1) // though its one page is free
+	locked(func() {
+		e.memory.give(held)
+		e.freed <- struct{}{}
+	})
+	if err := <-out; err != nil {
+		t.Error(err)
+	}
+	if got := <-next; !slices.Equal(got, want) {
+		t.Errorf("who waited behind the check got %v, want %v", got, want)
+	}
+	// Nobody reads this answer before the check is done.
+	long, done, ended := generation(7, 260, 240), make(chan struct{}), make(chan error, 1)
+	long.IgnoreEOS = true
+	begun := make(chan struct{}, 240)
+	go func() {
+		_, err := e.Generate(t.Context(), long, func(inference.Token) error {
+			begun <- struct{}{}
+			<-done
+			return nil
+		})
+		ended <- err
+	}()
+	<-begun
+	if err := <-run(t.Context()); err != nil {
+		t.Error(err)
+	}
+	close(done)
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	waitFor(t, e, 0, 0)
+	if l := e.Load(); l.PagesUsed != 0 {
+		t.Errorf("not given back: %+v", l)
+	}
+	big := make([][]float32, pages+1)
+	for i := range big {
+		big[i] = make([]float32, e.net.Width)
+	}
+	if _, err := e.Forward(t.Context(), big); !errors.Is(err, inference.ErrInvalid) {
+		t.Errorf("a batch that never fits: %v", err)
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"math"
 	"slices"
 	"strings"
-	"sync"
 
 	"golang.org/x/sync/errgroup"
 
@@ -52,10 +51,9 @@ type network struct {
 
 // loader makes the network of a file.
 type loader struct {
-	file    *model.File
-	packed  *packedFile // nil: none is kept
-	widen   bool        // every matrix becomes F32
-	buffers sync.Pool   // *[]byte, for matrices that are stacked before they are packed
+	file   *model.File
+	packed *packedFile // nil: none is kept
+	widen  bool        // every matrix becomes F32
 }
 
 // load packs the matrices of f, several at a time, and gives the mapped pages of
@@ -248,18 +246,7 @@ func (l *loader) pack(tensors []*model.Tensor) (*kernel.Matrix, error) {
 
 // repack is pack from the model file.
 func (l *loader) repack(tensors []*model.Tensor) (*kernel.Matrix, error) {
-	var m *kernel.Matrix
-	var err error
-	if len(tensors) == 1 && !l.widen {
-		m, err = matrix(tensors[0])
-	} else {
-		buffer, ok := l.buffers.Get().(*[]byte)
-		if !ok {
-			buffer = new([]byte)
-		}
-		defer l.buffers.Put(buffer)
-		m, err = l.join(buffer, tensors)
-	}
+	m, err := l.join(tensors)
 	if err != nil {
 		return nil, err
 	}
@@ -270,8 +257,8 @@ func (l *loader) repack(tensors []*model.Tensor) (*kernel.Matrix, error) {
 	return m, nil
 }
 
-// join stands tensors one below the other in a buffer.
-func (l *loader) join(buffer *[]byte, tensors []*model.Tensor) (*kernel.Matrix, error) {
+// join stands tensors one below the other.
+func (l *loader) join(tensors []*model.Tensor) (*kernel.Matrix, error) {
 	format, err := formatOf(tensors[0])
 	if l.widen {
 		format, err = kernel.F32, nil
@@ -279,17 +266,17 @@ func (l *loader) join(buffer *[]byte, tensors []*model.Tensor) (*kernel.Matrix, 
 	if err != nil {
 		return nil, err
 	}
-	rows, data := 0, (*buffer)[:0]
-	for _, t := range tensors {
+	rows, parts := 0, make([][]byte, len(tensors))
+	for i, t := range tensors {
 		rows += t.Rows()
-		if !l.widen {
-			data = append(data, t.Data...)
-		} else if data, err = appendWidened(data, t); err != nil {
-			return nil, err
+		parts[i] = t.Data
+		if l.widen {
+			if parts[i], err = widened(t); err != nil {
+				return nil, err
+			}
 		}
 	}
-	*buffer = data
-	return kernel.NewMatrix(format, rows, tensors[0].In(), data)
+	return kernel.NewMatrix(format, rows, tensors[0].In(), parts...)
 }
 
 // release tells the system that mapped bytes were copied and are not needed in
@@ -300,11 +287,13 @@ func (l *loader) release(data []byte) {
 	}
 }
 
-func appendWidened(data []byte, t *model.Tensor) ([]byte, error) {
+// widened returns the weights of a tensor as F32.
+func widened(t *model.Tensor) ([]byte, error) {
 	m, err := matrix(t)
 	if err != nil {
 		return nil, err
 	}
+	data := make([]byte, 0, 4*t.Rows()*t.In())
 	row := make([]float32, t.In())
 	for i := range t.Rows() {
 		m.Row(i, row)

@@ -28,7 +28,7 @@ func TestFormats(t *testing.T) {
 	mixed := synthetic(t, s, model.F16)
 	for _, tensor := range mixed.Tensors {
 		if strings.HasSuffix(tensor.Name, "attn_k.weight") || strings.HasSuffix(tensor.Name, "ffn_up.weight") {
-			data, err := appendWidened(nil, tensor)
+			data, err := widened(tensor)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -14,6 +14,7 @@ const (
 	typeInvalid = "invalid_request_error"
 	typeRate    = "rate_limit_error"
 	typeServer  = "server_error"
+	typeQuota   = "insufficient_quota"
 )
 
 // apiError is an error as a client sees it.
@@ -55,7 +56,7 @@ func invalid(param, code, format string, args ...any) *apiError {
 
 func unknownModel(name string) *apiError {
 	e := &apiError{status: http.StatusNotFound, Type: typeInvalid, Param: "model", Code: "model_not_found",
-		Message: fmt.Sprintf("no host within reach serves the model %.200q; GET /v1/models lists what is served", name)}
+		Message: fmt.Sprintf("no host within reach serves the model %.200q; `mesh model ls`, or GET /v1/models, lists what is served", name)}
 	if name == "" {
 		e.Message = "the request names no model, and no host within reach serves this node's default"
 	}
@@ -103,6 +104,8 @@ func errorOf(err error, model, prompt string) *apiError {
 		return invalid("", "invalid_request", "%v", err)
 	case errors.Is(err, inference.ErrBusy):
 		return &apiError{status: http.StatusTooManyRequests, retry: "1", Type: typeRate, Code: "busy", Message: err.Error()}
+	case errors.Is(err, inference.ErrUnpaid): // no 429, which clients send again by themselves
+		return &apiError{status: http.StatusPaymentRequired, Type: typeQuota, Code: "unpaid", Message: err.Error()}
 	case errors.Is(err, inference.ErrNoHost):
 		return &apiError{status: http.StatusServiceUnavailable, retry: "1", Type: typeServer, Code: "no_host", Message: err.Error()}
 	case errors.Is(err, context.DeadlineExceeded):

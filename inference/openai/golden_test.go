@@ -82,6 +82,7 @@ func TestGolden(t *testing.T) {
 		{"chat-no-end", chat, `{"model":"tiny",` + user + `}`, &fakeBackend{events: hello[:2]}},
 		{"chat-unknown-model", chat, `{"model":"gpt-9","stream":true,` + user + `}`, &fakeBackend{err: fmt.Errorf("find hosts: %w", inference.ErrUnknownModel)}},
 		{"chat-no-host", chat, `{"model":"tiny",` + user + `}`, &fakeBackend{err: inference.ErrNoHost}},
+		{"chat-unpaid", chat, `{"model":"tiny",` + user + `}`, &fakeBackend{err: fmt.Errorf("%w: the host wants 2 GNK", inference.ErrUnpaid)}},
 		{"chat-busy", chat, `{"model":"tiny",` + user + `}`, &fakeBackend{err: inference.ErrBusy}},
 		{"chat-too-long", chat, `{"model":"tiny",` + user + `}`, &fakeBackend{err: fmt.Errorf("ask: %w", &inference.TooLongError{Prompt: 600, MaxTokens: 10, Context: 512})}},
 		{"chat-refused", chat, `{"model":"tiny",` + user + `}`, &fakeBackend{err: fmt.Errorf("%w: token 9 is not in the vocabulary", inference.ErrInvalid)}},

@@ -7,9 +7,11 @@ package receipts
 import (
 	"bytes"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -54,6 +56,9 @@ var (
 	bucketMeta     = []byte("meta")
 	bucketReceipts = []byte("receipts") // key -> order, bytes of the Signed
 	bucketOrder    = []byte("order")    // order -> arrival in Unix ms, key
+	bucketDue      = []byte("due")      // host, epoch, key -> escrow, price, hash: receipts that an escrow pays
+	bucketSealed   = []byte("sealed")   // host, epoch -> 1: nothing of it becomes due any more
+	bucketVouchers = []byte("vouchers") // host, epoch, escrow, receipts -> amount, bytes of the Signed
 
 	metaVersion = []byte("version")
 	metaNetwork = []byte("network")
@@ -93,7 +98,7 @@ func Open(cfg Config) (*Store, error) {
 }
 
 func (s *Store) prepare(tx *bbolt.Tx) error {
-	for _, b := range [][]byte{bucketMeta, bucketReceipts, bucketOrder} {
+	for _, b := range [][]byte{bucketMeta, bucketReceipts, bucketOrder, bucketDue, bucketSealed, bucketVouchers} {
 		if _, err := tx.CreateBucketIfNotExists(b); err != nil {
 			return err
 		}
@@ -212,6 +217,9 @@ func (s *Store) insert(tx *bbolt.Tx, r *inference.Receipt) error {
 			return err
 		}
 	}
+	if err := owe(tx, r, k); err != nil {
+		return err
+	}
 	body, err := proto.Marshal(r.Signed)
 	if err != nil {
 		return err
@@ -303,6 +311,32 @@ func (s *Store) of(tx *bbolt.Tx, request mesh.Hash) ([]*inference.Receipt, error
 			return nil, err
 		}
 		out = append(out, r)
+	}
+	return out, nil
+}
+
+// Find returns up to n requests whose IDs begin so in hex.
+func (s *Store) Find(prefix string, n int) ([]mesh.Hash, error) {
+	from, err := hex.DecodeString(prefix + strings.Repeat("0", len(prefix)%2))
+	if err != nil {
+		return nil, fmt.Errorf("find receipts %.70q: %w", prefix, err)
+	}
+	var out []mesh.Hash
+	err = s.db.View(func(tx *bbolt.Tx) error {
+		c := tx.Bucket(bucketReceipts).Cursor()
+		for k, _ := c.Seek(from); len(k) == keyLen && len(out) < n; k, _ = c.Next() {
+			request := mesh.Hash(k[:len(mesh.Hash{})])
+			if !strings.HasPrefix(request.String(), prefix) {
+				break
+			}
+			if len(out) == 0 || out[len(out)-1] != request {
+				out = append(out, request)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("find receipts %s: %w", prefix, err)
 	}
 	return out, nil
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -237,5 +238,34 @@ func TestKilled(t *testing.T) {
 			}
 		}
 		s.Close()
+	}
+}
+
+// TestFind finds requests by how their IDs begin.
+func TestFind(t *testing.T) {
+	s := open(t, Config{})
+	a, b, c := mesh.Hash{0xab, 0xcd, 0x10}, mesh.Hash{0xab, 0xcd, 0x1f}, mesh.Hash{0xab, 0xce}
+	for _, id := range []mesh.Hash{a, b, c} {
+		for choice := range uint32(2) {
+			if err := s.Put(id, receipt(t, 1, id, choice, 0, 5, "eos")); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for _, tt := range []struct {
+		prefix string
+		want   []mesh.Hash
+	}{
+		{"abcd10", []mesh.Hash{a}}, {"abcd1", []mesh.Hash{a, b}}, {"abc", []mesh.Hash{a, b}}, {"abce", []mesh.Hash{c}},
+		{c.String(), []mesh.Hash{c}}, {"abd", nil}, {"ff", nil}, {"00", nil},
+	} {
+		if got, err := s.Find(tt.prefix, 2); err != nil || !slices.Equal(got, tt.want) {
+			t.Errorf("%s: %v, %v, want %v", tt.prefix, got, err, tt.want)
+		}
+	}
+	for _, bad := range []string{"xyz", "../..", c.String() + "00"} {
+		if got, err := s.Find(bad, 2); len(got) > 0 {
+			t.Errorf("%s: %v, %v", bad, got, err)
+		}
 	}
 }

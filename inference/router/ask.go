@@ -92,6 +92,8 @@ func ending(err error) string {
 		return "cancelled"
 	case errors.Is(err, inference.ErrInvalid):
 		return "invalid"
+	case errors.Is(err, inference.ErrUnpaid):
+		return "unpaid"
 	case errors.Is(err, inference.ErrNoHost):
 		return "no_host"
 	}
@@ -125,10 +127,16 @@ func (r *Router) bind(a *inference.Ask, model mesh.ModelID) (*inference.Request,
 	if maxTokens == 0 && !a.Embed {
 		maxTokens = inference.MaxTokens // as many as fit
 	}
+	epoch, escrow := r.cfg.Epoch(), []byte(nil)
+	if r.cfg.Purse != nil {
+		if id, now := r.cfg.Purse.Escrow(); len(id) > 0 {
+			escrow, epoch = id, now
+		}
+	}
 	return inference.NewRequest(r.cfg.Network, r.cfg.Key, question, &inferencepb.Request{
 		Choices: uint32(max(1, a.Choices)), MaxTokens: uint32(maxTokens), Stop: a.Stop,
 		Logprobs: a.LogProbs, TopLogprobs: uint32(a.TopLogProbs), IgnoreEos: a.IgnoreEOS,
-		PriceCap: uint64(a.PriceCap), Epoch: uint64(r.cfg.Epoch()), Nonce: random[:16],
+		PriceCap: uint64(a.PriceCap), Escrow: escrow, Epoch: uint64(epoch), Nonce: random[:16],
 	})
 }
 
@@ -174,13 +182,13 @@ func (q *question) say(e inference.Event) error {
 	return q.emit(e)
 }
 
-// search announces the question as a task, and reports whether hosts offered.
-func (q *question) search(ctx context.Context) (bool, error) {
+// search announces the question as a task, and reports whether hosts offered in time.
+func (q *question) search(ctx context.Context, wait time.Duration) (bool, error) {
 	pb := q.req.Pb
 	offers, err := q.r.announce(ctx, &inferencepb.Task{
 		Request: q.req.Hash[:], Model: q.model[:], PromptTokens: q.ask.GetPromptTokens(),
 		MaxTokens: pb.GetMaxTokens(), Choices: pb.GetChoices(), PriceCap: pb.GetPriceCap(),
-	})
+	}, wait)
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for _, o := range offers {

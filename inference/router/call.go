@@ -86,11 +86,11 @@ func (c *choice) call(ctx context.Context, host ranked) error {
 	var l *lost
 	switch {
 	case err == nil:
-		c.ended(k)
+		c.ended(k, false)
 		time.AfterFunc(drainWait, cancel) // the reader ends sooner, and keeps the stream pooled
 	case errors.As(err, &l):
 		cancel()
-		c.ended(k)
+		c.ended(k, l.why != whyLied)
 	default:
 		r.abandon(k)
 	}
@@ -99,8 +99,9 @@ func (c *choice) call(ctx context.Context, host ranked) error {
 
 func (k *call) key() hostKey { return hostKey{k.host.peer, k.c.q.model} }
 
-// ended takes a segment into the choice's account and keeps its receipt.
-func (c *choice) ended(k *call) {
+// ended takes a segment into the choice's account and keeps its receipt. broken: the
+// host was lost in the middle, and what came before is as good as any.
+func (c *choice) ended(k *call, broken bool) {
 	if k.receipt == nil {
 		return
 	}
@@ -111,7 +112,7 @@ func (c *choice) ended(k *call) {
 	if k.tokens > 0 {
 		c.from = k.receipt
 	}
-	c.keeping.Go(func() { c.q.keep(k.receipt) })
+	c.keeping.Go(func() { c.q.keep(k.receipt, broken) })
 }
 
 // read sends the call and passes on what comes, until the answer's last frame.
@@ -206,7 +207,7 @@ func (k *call) renew() {
 	r, tried, need := k.c.q.r, maps.Clone(k.c.tried), k.c.need()
 	tried[k.host.peer] = true
 	r.background(func() {
-		if _, err := k.c.q.pick(r.ctx, tried, need); err != nil {
+		if _, err := k.c.q.pick(r.ctx, tried, need, time.Now()); err != nil {
 			r.cfg.Log.Debug("no host in reserve", "error", err)
 		}
 	})
@@ -319,7 +320,7 @@ func (r *Router) abandon(k *call) {
 			k.lastReceipt()
 		}
 		if k.receipt != nil {
-			k.c.q.keep(k.receipt)
+			k.c.q.keep(k.receipt, true)
 		}
 	})
 }

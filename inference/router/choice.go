@@ -9,6 +9,7 @@ import (
 
 	"github.com/gonka-mesh/mesh"
 	"github.com/gonka-mesh/mesh/inference"
+	"github.com/gonka-mesh/mesh/internal/plainly"
 )
 
 // pointsLiar is the penalty of a host that signed what is not so.
@@ -38,6 +39,7 @@ type choice struct {
 	hosts    int           // tried
 	invalid  error         // what a host found wrong with the request
 	invalids int           // hosts that did
+	unpaid   int           // hosts that want money which this node's escrow does not have for them
 	wait     time.Duration // until some host may be worth a second try; 0: none is
 	searched bool          // a task was announced
 	again    bool          // the second try is on
@@ -80,16 +82,29 @@ func (c *choice) run(ctx context.Context) error {
 		if c.invalids >= 2 {
 			return c.invalid
 		}
+		if c.poor() {
+			return c.exhausted()
+		}
 	}
 	return c.exhausted()
+}
+
+// maxUnpaid is how many hosts are asked for something for nothing: some give credit.
+const maxUnpaid = 3
+
+// poor reports whether it is no use to ask further hosts: the request draws on no escrow,
+// and all so far want money. With an escrow others may have a part of it.
+func (c *choice) poor() bool {
+	return len(c.q.req.Pb.GetEscrow()) == 0 && c.unpaid == c.hosts && c.unpaid >= maxUnpaid
 }
 
 // next returns the host to try. When nobody known takes the question it is announced
 // as a task, once; after that, hosts that were busy or out of reach are tried again,
 // once.
 func (c *choice) next(ctx context.Context) (ranked, error) {
+	start, cfg := time.Now(), &c.q.r.cfg
 	for {
-		list, err := c.q.pick(ctx, c.tried, c.need())
+		list, err := c.q.pick(ctx, c.tried, c.need(), start.Add(cfg.Connect))
 		switch {
 		case err == nil:
 			return list[0], nil
@@ -97,16 +112,22 @@ func (c *choice) next(ctx context.Context) (ranked, error) {
 			return ranked{}, err
 		case c.invalid != nil:
 			return ranked{}, c.invalid
+		case c.unpaid > 0 && c.unpaid == c.hosts && len(c.q.req.Pb.GetEscrow()) == 0:
+			return ranked{}, c.exhausted() // nobody is called to work for nothing
 		case !c.searched:
 			c.searched = true
-			if _, err := c.q.search(ctx); err != nil {
-				return ranked{}, err
+			found, serr := c.q.search(ctx, max(cfg.TaskWait-time.Since(start), cfg.TaskWait/3))
+			switch {
+			case serr != nil:
+				return ranked{}, serr
+			case !found && errors.Is(err, errNobody) && c.wait == 0: // to look again would take as long again
+				return ranked{}, c.exhausted()
 			}
 		case !c.again && c.wait > 0:
 			c.again = true
 			clear(c.tried)
 			select {
-			case <-time.After(min(c.wait, c.q.r.cfg.TaskWait)):
+			case <-time.After(min(c.wait, cfg.TaskWait)):
 			case <-ctx.Done():
 				return ranked{}, ctx.Err()
 			}
@@ -129,10 +150,13 @@ func (c *choice) need() int {
 
 func (c *choice) exhausted() error {
 	if c.last == nil {
-		return fmt.Errorf("%w: nobody who serves %s is reachable", inference.ErrNoHost, c.q.model.Short())
+		return fmt.Errorf("%w: nobody who serves %s is reachable; see `mesh peer ls` and `mesh doctor`", inference.ErrNoHost, c.q.model.Short())
+	}
+	if c.unpaid == c.hosts {
+		return fmt.Errorf("%w: of the hosts of %s %d were asked; the last: %s", inference.ErrUnpaid, c.q.model.Short(), c.hosts, c.last.Error())
 	}
 	// Only as text: that the last host was busy does not make the whole answer busy.
-	return fmt.Errorf("%w: %d were tried; the last: %s", inference.ErrNoHost, c.hosts, c.last.Error())
+	return fmt.Errorf("%w: of the hosts of %s %d were tried; the last: %s", inference.ErrNoHost, c.q.model.Short(), c.hosts, c.last.Error())
 }
 
 // giveUp notes what a host did.
@@ -140,7 +164,7 @@ func (c *choice) giveUp(peer mesh.Address, l *lost) {
 	r, k := c.q.r, hostKey{peer, c.q.model}
 	c.tried[peer] = true
 	c.hosts++
-	c.last = fmt.Errorf("%s: %w", peer.Short(), l.err)
+	c.last = fmt.Errorf("%s: %w", peer.Short(), plainly.Said(l.err))
 	r.meter.failovers.WithLabelValues(l.why).Inc()
 	r.cfg.Log.Info("a host was given up", "host", peer, "why", l.why, "error", l.err,
 		"request", c.q.req.Hash, "choice", c.index, "token", len(c.tokens))
@@ -158,6 +182,10 @@ func (c *choice) giveUp(peer mesh.Address, l *lost) {
 	case l.refusal.Code == inference.CodeBusy || l.refusal.Code == inference.CodeReplay:
 		again = max(time.Duration(l.refusal.WaitMs)*time.Millisecond, secondTry)
 		r.hosts.busy(k, again)
+	case l.refusal.Code == inference.CodeUnpaid:
+		again = 0
+		c.unpaid++
+		r.hosts.unpaid(k)
 	case errors.Is(l.refusal, inference.ErrInvalid) && len(c.tokens) == 0:
 		again = 0
 		c.invalids++
@@ -183,12 +211,16 @@ func (c *choice) read() {
 	}
 }
 
-// keep stores a receipt.
-func (q *question) keep(receipt *inference.Receipt) {
-	if q.r.cfg.Receipts == nil {
-		return
+// keep stores a receipt, and pays for it in the background: one that is not final only
+// where its host has broken off and did what it signed for.
+func (q *question) keep(receipt *inference.Receipt, broken bool) {
+	if q.r.cfg.Receipts != nil {
+		if err := q.r.cfg.Receipts.Put(q.req.Hash, receipt.Signed); err != nil {
+			q.r.cfg.Log.Error("a receipt was not kept", "request", q.req.Hash, "error", err)
+		}
 	}
-	if err := q.r.cfg.Receipts.Put(q.req.Hash, receipt.Signed); err != nil {
-		q.r.cfg.Log.Error("a receipt was not kept", "request", q.req.Hash, "error", err)
+	if final := receipt.Finish != inference.FinishOpen; q.r.cfg.Purse != nil && (final || broken) &&
+		len(receipt.Pb.GetEscrow()) > 0 && receipt.Pb.GetPrice() > 0 {
+		q.r.background(func() { q.r.pay(receipt) })
 	}
 }

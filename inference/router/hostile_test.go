@@ -304,6 +304,7 @@ func (w *world) addRefusing(n int, r *inference.Refusal) *peer {
 func TestRefusals(t *testing.T) {
 	long := &inference.Refusal{Code: inference.CodeTooLong, Message: "long", Prompt: 90, MaxTokens: 20, Context: 100}
 	busy := &inference.Refusal{Code: inference.CodeBusy, Message: "busy", WaitMs: 100}
+	unpaid := &inference.Refusal{Code: inference.CodeUnpaid, Message: "no money"}
 	for _, tt := range []struct {
 		name     string
 		refusals []*inference.Refusal
@@ -319,6 +320,9 @@ func TestRefusals(t *testing.T) {
 		{"unknown model", []*inference.Refusal{{Code: inference.CodeUnknownModel}}, true, nil},
 		{"internal", []*inference.Refusal{{Code: inference.CodeInternal}}, true, nil},
 		{"too dear", []*inference.Refusal{{Code: inference.CodeTooDear}}, false, inference.ErrNoHost},
+		{"unpaid, then honest", []*inference.Refusal{unpaid, unpaid}, true, nil},
+		{"all unpaid", []*inference.Refusal{unpaid, unpaid}, false, inference.ErrUnpaid},
+		{"unpaid and busy", []*inference.Refusal{unpaid, busy}, false, inference.ErrNoHost},
 		{"draining", []*inference.Refusal{{Code: inference.CodeDraining}}, true, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

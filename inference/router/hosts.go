@@ -17,6 +17,7 @@ const (
 	offerUsable = 10 * time.Second // one this old serves while a new one is fetched
 	maxRecords  = 4096
 	liarBackoff = 10 * time.Minute
+	unpaidFor   = 2 * time.Minute
 )
 
 // hosts is what this router measured itself about hosts, per model.
@@ -36,6 +37,7 @@ type record struct {
 	offer    *inferencepb.Offer      // the last one; nil: none
 	offered  time.Time               // when it came
 	asked    time.Time               // when it was last asked for
+	asking   chan struct{}           // closed when it has answered that; nil: it has
 	since    int                     // calls started since the offer
 	ttft     inference.Average       // seconds to the first token of an answer, queue included
 	token    inference.Average       // seconds between tokens
@@ -90,6 +92,14 @@ func (h *hosts) offered(k hostKey, o *inferencepb.Offer) {
 	})
 }
 
+// accepts reports whether a host has made an offer since then that it would keep.
+func (h *hosts) accepts(k hostKey, since time.Time) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	r := h.at(k)
+	return r.offer.GetAccept() && !r.offered.Before(since)
+}
+
 // advertised notes what candidates say in public. Their offers may not ask for more.
 func (h *hosts) advertised(model mesh.ModelID, list []Candidate) {
 	h.mu.Lock()
@@ -122,6 +132,16 @@ func (h *hosts) busy(k hostKey, wait time.Duration) {
 	h.update(k, func(r *record) {
 		r.offer = nil
 		r.until = time.Now().Add(min(max(wait, 100*time.Millisecond), 5*time.Second))
+	})
+}
+
+// unpaid notes that a host does not serve this node for want of money, which is no fault
+// of its own: others come first for a while.
+func (h *hosts) unpaid(k hostKey) {
+	h.update(k, func(r *record) {
+		if until := time.Now().Add(unpaidFor); r.until.Before(until) {
+			r.until = until
+		}
 	})
 }
 

@@ -23,13 +23,16 @@ const (
 
 var (
 	errNoOffer = errors.New("no offer")
+	errNobody  = fmt.Errorf("%w: nobody is known", errNoOffer)
 	errSmall   = errors.New("no host in reach has the memory")
 )
 
 // pick returns the hosts to try, the best first. Offers in hand are used at once and
-// renewed in the background; without any, a few candidates are asked and waited for.
-// need is how many tokens of context the rest of the answer takes at least.
-func (q *question) pick(ctx context.Context, tried map[mesh.Address]bool, need int) ([]ranked, error) {
+// renewed in the background; without any, a few candidates are asked and waited for:
+// those that have to be connected first, until patience ends. tried gets those that
+// cannot be reached. need is how many tokens of context the rest of the answer takes at
+// least.
+func (q *question) pick(ctx context.Context, tried map[mesh.Address]bool, need int, patience time.Time) ([]ranked, error) {
 	r := q.r
 	list := r.eligible(q.model, q.able(large(q.extras(), need)), tried)
 	if len(list) == 0 { // who offered for a task is at hand, and looking for others may take seconds
@@ -37,9 +40,12 @@ func (q *question) pick(ctx context.Context, tried map[mesh.Address]bool, need i
 		if err != nil {
 			return nil, fmt.Errorf("look for hosts: %w", err)
 		}
+		if len(hosts) == 0 {
+			return nil, errNobody
+		}
 		r.hosts.advertised(q.model, hosts)
 		enough := large(hosts, need)
-		if len(enough) == 0 && len(hosts) > 0 {
+		if len(enough) == 0 {
 			return nil, fmt.Errorf("%w for %d tokens of context", errSmall, need)
 		}
 		able := q.able(enough)
@@ -53,13 +59,19 @@ func (q *question) pick(ctx context.Context, tried map[mesh.Address]bool, need i
 	}
 	out := q.acceptable(list, true, need)
 	if len(out) > 0 {
-		if stale := r.stale(q.model, list); len(stale) > 0 {
-			r.background(func() { r.askOffers(r.ctx, q, stale) })
-		}
+		r.background(func() { r.askOffers(r.ctx, q, list, patience) })
 	} else {
-		r.askOffers(ctx, q, r.stale(q.model, list))
+		r.askOffers(ctx, q, list, patience)
 		if err := ctx.Err(); err != nil {
 			return nil, err
+		}
+		if left := r.reachable(q.model, list, patience); len(left) < len(list) {
+			for _, c := range list {
+				tried[c.Peer] = tried[c.Peer] || !slices.ContainsFunc(left, func(l Candidate) bool { return l.Peer == c.Peer })
+			}
+			if list = left; len(list) == 0 { // there may be others
+				return q.pick(ctx, tried, need, patience)
+			}
 		}
 		if out = q.acceptable(list, true, need); len(out) == 0 {
 			// Nobody answered in time: adverts and history have to do.
@@ -116,24 +128,36 @@ func (r *Router) eligible(model mesh.ModelID, list []Candidate, tried map[mesh.A
 // says nothing of a peer whose connection has ended since: that one may be gone, and
 // dialling would tell only after seconds.
 func (r *Router) usable(peer mesh.Address, rec *record, now time.Time) bool {
-	return rec.offer != nil && now.Sub(rec.offered) < offerUsable && (peer == r.self || r.cfg.Connected(peer))
+	return rec.offer != nil && now.Sub(rec.offered) < offerUsable && r.connected(peer)
 }
 
-// stale returns the candidates whose offer is not fresh and not being asked for.
-func (r *Router) stale(model mesh.ModelID, list []Candidate) []Candidate {
-	now := time.Now()
+func (r *Router) connected(peer mesh.Address) bool { return peer == r.self || r.cfg.Connected(peer) }
+
+// reachable drops candidates that are not connected and, asked for an offer, could not
+// be connected: a call would dial them once more, and wait once more.
+func (r *Router) reachable(model mesh.ModelID, list []Candidate, patience time.Time) []Candidate {
+	over := !time.Now().Before(patience)
 	r.hosts.mu.Lock()
 	defer r.hosts.mu.Unlock()
-	var out []Candidate
-	for _, c := range list {
+	return slices.DeleteFunc(slices.Clone(list), func(c Candidate) bool {
 		rec := r.hosts.at(hostKey{c.Peer, model})
-		if now.Sub(rec.asked) < offerFresh || rec.offer != nil && now.Sub(rec.offered) < offerFresh {
-			continue
+		return !r.connected(c.Peer) && (rec.failures > 0 || over)
+	})
+}
+
+// inquire says how to get a fresh offer: ended is closed when the one that is asked for
+// came or failed, and mine tells the caller to ask. Nil: there is no need. The offer of
+// a connection that has ended is not fresh.
+func (r *Router) inquire(k hostKey) (ended chan struct{}, mine bool) {
+	now, connected := time.Now(), r.connected(k.peer)
+	r.hosts.update(k, func(rec *record) {
+		fresh := now.Sub(rec.asked) < offerFresh || rec.offer != nil && now.Sub(rec.offered) < offerFresh
+		if mine = rec.asking == nil && !(fresh && connected); mine {
+			rec.asked, rec.asking = now, make(chan struct{})
 		}
-		rec.asked = now
-		out = append(out, c)
-	}
-	return out
+		ended = rec.asking
+	})
+	return ended, mine
 }
 
 // holds reports whether a host has the memory for an answer that takes so many tokens
@@ -212,19 +236,37 @@ func (k *ranked) price() uint64 {
 }
 
 // askOffers asks candidates at once and returns when all answered, when the time is
-// over, or, once one has accepted, a little later than that took.
-func (r *Router) askOffers(ctx context.Context, q *question, list []Candidate) {
-	ctx, cancel := context.WithTimeout(ctx, r.cfg.OfferWait)
+// over, or, once one has accepted, a little later than that took. Where none is
+// connected, the time is until patience ends.
+func (r *Router) askOffers(ctx context.Context, q *question, list []Candidate, patience time.Time) {
+	if slices.ContainsFunc(list, func(c Candidate) bool { return r.connected(c.Peer) }) {
+		patience = time.Now().Add(r.cfg.OfferWait)
+	}
+	ctx, cancel := context.WithDeadline(ctx, patience)
 	defer cancel()
 	start := time.Now()
-	answers := make(chan bool, len(list))
+	answers, asked := make(chan bool, len(list)), 0
 	for _, c := range list {
+		k := hostKey{c.Peer, q.model}
+		ended, mine := r.inquire(k)
+		if ended == nil {
+			continue
+		}
+		asked++
 		r.background(func() {
-			answers <- r.askOffer(hostKey{c.Peer, q.model}, q.ask)
+			if mine {
+				r.askOffer(k, q.ask)
+				close(ended)
+			}
+			select {
+			case <-ended:
+				answers <- r.hosts.accepts(k, start)
+			case <-ctx.Done():
+			}
 		})
 	}
 	var grace <-chan time.Time
-	for range list {
+	for range asked {
 		select {
 		case accepted := <-answers:
 			if accepted && grace == nil {
@@ -238,10 +280,11 @@ func (r *Router) askOffers(ctx context.Context, q *question, list []Candidate) {
 	}
 }
 
-// askOffer asks one host for an offer, notes it, and reports whether it accepts.
-func (r *Router) askOffer(k hostKey, ask *inferencepb.OfferAsk) bool {
+// askOffer asks one host for an offer, and notes it.
+func (r *Router) askOffer(k hostKey, ask *inferencepb.OfferAsk) {
 	ctx, cancel := context.WithTimeout(r.ctx, r.cfg.OfferWait+r.cfg.Connect)
 	defer cancel()
+	defer r.hosts.update(k, func(rec *record) { rec.asking = nil })
 	o, err := r.exchange(ctx, k.peer, ask)
 	if err == nil {
 		err = checkOffer(o, k.model)
@@ -251,10 +294,9 @@ func (r *Router) askOffer(k hostKey, ask *inferencepb.OfferAsk) bool {
 			r.hosts.failed(k, false)
 			r.cfg.Log.Debug("no offer", "host", k.peer, "error", err)
 		}
-		return false
+		return
 	}
 	r.hosts.offered(k, o)
-	return o.GetAccept()
 }
 
 func (r *Router) exchange(ctx context.Context, peer mesh.Address, ask *inferencepb.OfferAsk) (*inferencepb.Offer, error) {

@@ -54,6 +54,16 @@ type Receipts interface {
 	Put(request mesh.Hash, receipt *inferencepb.Signed) error
 }
 
+// Purse pays for answers.
+type Purse interface {
+	// Escrow returns what requests draw on now, nil for nothing, and the ledger's epoch.
+	Escrow() (id []byte, epoch mesh.Epoch)
+	// Acknowledge returns the voucher for a receipt that was verified, nil where there is
+	// nothing to pay. One that is not final is the last of a host that was lost: it is paid
+	// for, and not counted.
+	Acknowledge(r *inference.Receipt) (*inferencepb.Signed, error)
+}
+
 // Config describes a router. The zero value of a field is its default.
 type Config struct {
 	Network   mesh.NetworkID
@@ -65,6 +75,7 @@ type Config struct {
 	Publish  func(ctx context.Context, task *inferencepb.Signed) error
 	Addrs    func() []string // where hosts reach this node, for tasks
 	Receipts Receipts        // nil keeps none
+	Purse    Purse           // nil pays nothing
 	Epoch    func() mesh.Epoch
 	// Connected reports whether a peer is connected now; nil: all are.
 	Connected func(peer mesh.Address) bool
@@ -83,7 +94,7 @@ type Config struct {
 	Connect    time.Duration // until the call is sent; default 2 s
 	Prefill    time.Duration // until the first token, whatever the progress; default 5 min
 	OfferWait  time.Duration // for offers of candidates; default 250 ms
-	TaskWait   time.Duration // for offers to a task; default 3 s
+	TaskWait   time.Duration // for offers to a task, the search before it included (but a third is left); default 3 s
 	MaxHosts   int           // tried per choice; default 8
 
 	Log     *slog.Logger
@@ -135,6 +146,7 @@ type Router struct {
 	transport *http.Transport
 	hosts     *hosts
 	meter     *meter
+	owing     owing
 	ctx       context.Context // of work in the background; ends with Close
 	stop      context.CancelFunc
 

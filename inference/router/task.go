@@ -44,11 +44,11 @@ func (r *Router) TakeOffer(from mesh.Address, o *inferencepb.Offer) bool {
 
 // announce publishes a task and returns the offers that came in time, all for the
 // model of the first.
-func (r *Router) announce(ctx context.Context, t *inferencepb.Task) ([]taskOffer, error) {
+func (r *Router) announce(ctx context.Context, t *inferencepb.Task, wait time.Duration) ([]taskOffer, error) {
 	if r.cfg.Publish == nil {
 		return nil, nil
 	}
-	t.DeadlineMs = time.Now().Add(r.cfg.TaskWait).UnixMilli()
+	t.DeadlineMs = time.Now().Add(wait).UnixMilli()
 	t.Addrs = r.cfg.Addrs()
 	t.Addrs = t.Addrs[:min(len(t.Addrs), 16)]
 	task, signed, err := inference.SignTask(r.cfg.Network, r.cfg.Key, t)
@@ -69,11 +69,11 @@ func (r *Router) announce(ctx context.Context, t *inferencepb.Task) ([]taskOffer
 		return nil, nil
 	}
 	r.meter.waits.Inc()
-	return r.gather(ctx, t, offers)
+	return r.gather(ctx, t, offers, wait)
 }
 
-func (r *Router) gather(ctx context.Context, t *inferencepb.Task, offers <-chan taskOffer) ([]taskOffer, error) {
-	timer := time.NewTimer(r.cfg.TaskWait)
+func (r *Router) gather(ctx context.Context, t *inferencepb.Task, offers <-chan taskOffer, wait time.Duration) ([]taskOffer, error) {
+	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	var out []taskOffer
 	for {
@@ -113,7 +113,7 @@ func (r *Router) resolve(ctx context.Context, a *inference.Ask) (mesh.ModelID, [
 	if a.Model == "" || len(a.Model) > 256 {
 		return id, nil, err
 	}
-	offers, aerr := r.announce(ctx, t)
+	offers, aerr := r.announce(ctx, t, r.cfg.TaskWait)
 	if aerr != nil {
 		return id, nil, aerr
 	}

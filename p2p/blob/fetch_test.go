@@ -331,9 +331,11 @@ func TestDiskFull(t *testing.T) {
 	}
 
 	store.free = diskFree
+	// The disk has room for 16 chunks. The journal has its block: were it refused too, it
+	// would depend on the number of writers how many of the chunks it names.
 	var written atomic.Int64
 	store.writeAt = func(f *os.File, b []byte, off int64) (int, error) {
-		if written.Add(int64(len(b))) > 1<<20 {
+		if len(b) > 1 && written.Add(int64(len(b))) > 1<<20 {
 			return 0, syscall.ENOSPC
 		}
 		return f.WriteAt(b, off)
@@ -349,7 +351,7 @@ func TestDiskFull(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantFile(t, path, data)
-	if again := len(p.asked()) - before; again > 32-15+depth { // the first stream may still be reading requests
+	if again := len(p.asked()) - before; again > 32-16+depth { // the first stream may still be reading requests
 		t.Errorf("%d of 32 chunks were fetched again after the disk was full", again)
 	}
 }

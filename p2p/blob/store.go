@@ -196,14 +196,38 @@ func (s *Store) dataPath(root mesh.Hash, e entry) string {
 // Add hashes a file and offers it by reference: the file stays where it is, and is
 // withdrawn as soon as it changes. progress, when not nil, is called with bytes.
 func (s *Store) Add(ctx context.Context, path string, progress func(done, total uint64)) (mesh.Hash, error) {
-	root, err := s.add(ctx, path, progress)
+	return s.add(path, func(f *os.File, e entry) ([]mesh.Hash, error) {
+		var report func(uint64)
+		if progress != nil {
+			report = func(done uint64) { progress(done, e.Size) }
+		}
+		return hashChunks(ctx, f, e.Size, e.ChunkSize, report)
+	})
+}
+
+// AddHashed is Add for a file whose chunks, of merkle.ChunkSize bytes, the caller has
+// hashed while its time of modification was this one: it is not read again.
+func (s *Store) AddHashed(path string, modified time.Time, chunks []mesh.Hash) (mesh.Hash, error) {
+	return s.add(path, func(_ *os.File, e entry) ([]mesh.Hash, error) {
+		if e.MTime != modified.UnixNano() {
+			return nil, errors.New("the file changed since it was hashed")
+		}
+		if e.ChunkSize != merkle.ChunkSize || uint64(len(chunks)) != merkle.Chunks(e.Size, e.ChunkSize) {
+			return nil, fmt.Errorf("%d hashes do not fit a file of %d bytes", len(chunks), e.Size)
+		}
+		return slices.Clone(chunks), nil
+	})
+}
+
+func (s *Store) add(path string, hash func(*os.File, entry) ([]mesh.Hash, error)) (mesh.Hash, error) {
+	root, err := s.enter(path, hash)
 	if err != nil {
 		return mesh.Hash{}, fmt.Errorf("add %s: %w", path, err)
 	}
 	return root, nil
 }
 
-func (s *Store) add(ctx context.Context, path string, progress func(done, total uint64)) (mesh.Hash, error) {
+func (s *Store) enter(path string, hash func(*os.File, entry) ([]mesh.Hash, error)) (mesh.Hash, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
 		return mesh.Hash{}, err
@@ -228,12 +252,8 @@ func (s *Store) add(ctx context.Context, path string, progress func(done, total 
 	if root, ok := s.known(e); ok {
 		return root, nil
 	}
-	var report func(uint64)
-	if progress != nil {
-		report = func(done uint64) { progress(done, e.Size) }
-	}
 	m := &Manifest{Size: e.Size, ChunkSize: e.ChunkSize, Name: e.Name}
-	if m.Chunks, err = hashChunks(ctx, f, e.Size, e.ChunkSize, report); err != nil {
+	if m.Chunks, err = hash(f, e); err != nil {
 		return mesh.Hash{}, err
 	}
 	if info, err = f.Stat(); err != nil {

@@ -55,6 +55,43 @@ func TestStoreAddRefuses(t *testing.T) {
 	}
 }
 
+// A file whose hashes are known is the blob that Add makes of it, unless it is another
+// file than the hashes are of.
+func TestStoreAddHashed(t *testing.T) {
+	s := testStore(t, merkle.ChunkSize)
+	path := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(path, bytes.Repeat([]byte("hashed "), 1<<20), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	root, err := s.Add(t.Context(), path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := s.Manifest(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := testStore(t, merkle.ChunkSize)
+	for name, add := range map[string]func() (mesh.Hash, error){
+		"too few":   func() (mesh.Hash, error) { return other.AddHashed(path, info.ModTime(), m.Chunks[1:]) },
+		"not of it": func() (mesh.Hash, error) { return other.AddHashed(path, info.ModTime().Add(-1), m.Chunks) },
+	} {
+		if _, err := add(); err == nil {
+			t.Errorf("hashes that are %s are taken", name)
+		}
+	}
+	if same, err := other.AddHashed(path, info.ModTime(), m.Chunks); err != nil || same != root {
+		t.Errorf("got %v, %v, want %v", same, err, root)
+	}
+	if at, err := other.Path(root); err != nil || at != path {
+		t.Errorf("it is offered as %s, %v", at, err)
+	}
+}
+
 // A referenced file that changed in any way is not served, and is again after it
 // was added anew.
 func TestStoreWithdraws(t *testing.T) {

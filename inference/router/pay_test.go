@@ -1,0 +1,218 @@
+package router
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/gonka-mesh/mesh"
+	"github.com/gonka-mesh/mesh/inference"
+	"github.com/gonka-mesh/mesh/inference/inferencepb"
+)
+
+// testPurse acknowledges all.
+type testPurse struct {
+	escrow mesh.Hash
+	mu     sync.Mutex
+	said   map[mesh.Address]inference.Voucher // guarded by mu
+}
+
+func (p *testPurse) Escrow() ([]byte, mesh.Epoch) {
+	if p.escrow.IsZero() {
+		return nil, 7
+	}
+	return p.escrow[:], 7
+}
+
+func (p *testPurse) Acknowledge(r *inference.Receipt) (*inferencepb.Signed, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	v := p.said[r.Host]
+	v.Escrow, v.Host, v.Epoch = p.escrow, r.Host, mesh.Epoch(r.Pb.GetEpoch())
+	v.Amount += mesh.Amount(r.Pb.GetPrice())
+	if r.Finish != inference.FinishOpen {
+		v.Receipts++
+	}
+	p.said[r.Host] = v
+	return inference.SignVoucher(network, testKey(1000), &v)
+}
+
+// testTill takes all, and counts.
+type testTill struct {
+	mu                      sync.Mutex
+	reserved, served, acked mesh.Amount // guarded by mu
+	admitted, receipts      int         // guarded by mu
+	away                    int         // vouchers that are not taken first; guarded by mu
+}
+
+func (t *testTill) Admit(_ *inference.Request, most mesh.Amount) (func(*inferencepb.Signed), error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.reserved += most
+	t.admitted++
+	return func(s *inferencepb.Signed) {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		t.reserved -= most
+		if s == nil {
+			return
+		}
+		if r, err := inference.ParseReceipt(network, s); err == nil {
+			t.served += mesh.Amount(r.Pb.GetPrice())
+			t.receipts++
+		}
+	}, nil
+}
+
+func (t *testTill) Voucher(s *inferencepb.Signed) error {
+	v, err := inference.ParseVoucher(network, addressOf(1000), s)
+	if err != nil {
+		return err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.away--; t.away >= 0 {
+		return errors.New("away")
+	}
+	t.acked = max(t.acked, v.Amount)
+	return nil
+}
+
+func (t *testTill) Proof(mesh.Hash) ([]byte, error) { return nil, errors.New("none") }
+
+// payWorld is a world whose hosts want money.
+func payWorld(t *testing.T, n int, mk func(i int) *engine) (*world, *testPurse, []*testTill) {
+	purse := &testPurse{escrow: mesh.HashOf([]byte("escrow")), said: make(map[mesh.Address]inference.Voucher)}
+	var tills []*testTill
+	w := newWorld(t, n, mk, func(h *hostConfig, r *Config) {
+		if h != nil {
+			tills = append(tills, new(testTill))
+			h.Till = tills[len(tills)-1]
+		}
+		if r != nil {
+			r.Purse = purse
+		}
+	})
+	return w, purse, tills
+}
+
+// sum checks that nothing is reserved, and returns what was served and acknowledged.
+func sum(t *testing.T, tills []*testTill) (served, acked mesh.Amount) {
+	t.Helper()
+	for i, till := range tills {
+		till.mu.Lock()
+		if till.reserved != 0 {
+			t.Errorf("host %d: %d are still reserved", i, till.reserved)
+		}
+		if till.served != till.acked {
+			t.Errorf("host %d: %d served, %d acknowledged", i, till.served, till.acked)
+		}
+		served += till.served
+		acked += till.acked
+		till.mu.Unlock()
+	}
+	return served, acked
+}
+
+// TestPay: what an answer costs is acknowledged, for each choice.
+func TestPay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, purse, tills := payWorld(t, 2, func(int) *engine { return &engine{pace: time.Millisecond} })
+		defer w.close()
+		tills[0].away, tills[1].away = 3, 3 // a voucher is sent again
+		a := ask(50)
+		a.Choices = 3
+		if _, err := w.collect(t.Context(), a, nil); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		if served, _ := sum(t, tills); served != 3*(13*2+50*3) {
+			t.Errorf("%d served", served)
+		}
+		receipts := uint64(0)
+		for _, v := range purse.said {
+			receipts += v.Receipts
+		}
+		if receipts != 3 {
+			t.Errorf("%d receipts are acknowledged, want 3", receipts)
+		}
+	})
+}
+
+// TestPayBoth: a host that was given up in the middle is paid for what it said, and
+// without its prompt; the next one for the rest.
+func TestPayBoth(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var hung atomic.Bool
+		w, purse, tills := payWorld(t, 2, func(int) *engine {
+			return &engine{pace: 10 * time.Millisecond, at: func(ctx context.Context, pos int) error {
+				if pos == 20 && hung.CompareAndSwap(false, true) {
+					<-ctx.Done()
+				}
+				return nil
+			}}
+		})
+		defer w.close()
+		got, err := w.collect(t.Context(), ask(60), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		want := mesh.Amount(13*2 + 60*3)
+		if served, _ := sum(t, tills); served != want || got[0].usage.Price != want {
+			t.Errorf("%d served, %d by the usage, want %d", served, got[0].usage.Price, want)
+		}
+		if first, second := purse.said[got[0].hosts[0]], purse.said[got[0].hosts[1]]; first.Amount != 60 || first.Receipts != 0 || second.Receipts != 1 {
+			t.Errorf("acknowledged: %+v, %+v", first, second)
+		}
+	})
+}
+
+// TestPayCancelled: who leaves pays for what was said until then.
+func TestPayCancelled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, _, tills := payWorld(t, 1, func(int) *engine { return &engine{pace: 10 * time.Millisecond} })
+		defer w.close()
+		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+		defer cancel()
+		if _, err := w.collect(ctx, ask(500), nil); err == nil {
+			t.Fatal("it was not cancelled")
+		}
+		time.Sleep(time.Minute)
+		if served, _ := sum(t, tills); served <= 13*2 || served >= 13*2+500*3 {
+			t.Errorf("%d served", served)
+		}
+	})
+}
+
+// TestPoor: a request that draws on no escrow bothers a few hosts, none of which is held
+// to have failed, and says what is missing.
+func TestPoor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 0, nil)
+		defer w.close()
+		for i := range 6 {
+			p := w.addRefusing(60+i, &inference.Refusal{Code: inference.CodeUnpaid, Message: "open an escrow"})
+			w.dir.hosts = append(w.dir.hosts, Candidate{Peer: p.addr})
+		}
+		_, err := w.collect(t.Context(), ask(10), nil)
+		if !errors.Is(err, inference.ErrUnpaid) || !strings.Contains(err.Error(), "3 were asked") || !strings.Contains(err.Error(), "open an escrow") {
+			t.Errorf("%v", err)
+		}
+		w.router.hosts.mu.Lock()
+		defer w.router.hosts.mu.Unlock()
+		for k, r := range w.router.hosts.book {
+			if r.failures > 0 {
+				t.Errorf("%s is held to have failed", k.peer.Short())
+			}
+		}
+		if len(w.liars) > 0 || w.announced > 0 {
+			t.Errorf("%d tasks, penalised %v", w.announced, w.liars)
+		}
+	})
+}
