@@ -1,0 +1,124 @@
+package light
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/gonka-mesh/mesh"
+	"github.com/gonka-mesh/mesh/consensus/ledger"
+	"github.com/gonka-mesh/mesh/consensus/light/lightpb"
+	"github.com/gonka-mesh/mesh/p2p"
+)
+
+const (
+	// submitTimeout is how long a transaction may take to be in a block.
+	submitTimeout = 60 * time.Second
+	// showTimeout is how long the next block, which shows what it did, is waited for at least.
+	showTimeout = 20 * time.Second
+)
+
+// ErrRefused is what a transaction meets that the ledger does not take.
+var ErrRefused = errors.New("refused by the ledger")
+
+// ErrLost says that nobody knows what became of a transaction.
+var ErrLost = errors.New("a node that had the transaction was lost, so it may still be in a block: see the account")
+
+// errNotThere is a claim about a transaction that the sender's account contradicts.
+var errNotThere = errors.New("it said that a transaction is in a block, which it is not")
+
+// Submit hands a signed transaction to a full node, and to the next if one is lost or
+// refuses it, and waits until it is in a block: until the sender's account shows so. Its
+// height, and whether its action was carried out, are what the peer says.
+func (c *Client) Submit(ctx context.Context, raw []byte) (mesh.Height, error) {
+	tx, err := ledger.ParseTx(c.cfg.Network, raw)
+	if err != nil {
+		return 0, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, submitTimeout)
+	defer cancel()
+	errs := []error{}
+	lost, refused := false, 0
+	for _, peer := range c.peers() {
+		if ctx.Err() != nil || refused == 2 {
+			break
+		}
+		answer, err := c.submitTo(ctx, peer, raw)
+		height := mesh.Height(answer.GetHeight())
+		if err == nil && height > 0 {
+			err = c.included(ctx, tx, height)
+		}
+		switch {
+		case err != nil:
+			lost = true
+			c.caught(peer, err)
+			c.bench.put(peer, c.cfg.now())
+			errs = append(errs, err)
+		case answer.GetAccepted() && answer.GetDone() && height > 0:
+			return height, nil
+		case height > 0:
+			return height, fmt.Errorf("%w: %.300s", ErrRefused, answer.GetReason())
+		default: // a second one has to say so too
+			refused++
+			errs = append(errs, fmt.Errorf("%w: %.300s", ErrRefused, answer.GetReason()))
+		}
+	}
+	switch {
+	case lost && refused > 0:
+		errs = append(errs, ErrLost)
+	case refused > 0:
+		return 0, errs[0]
+	}
+	return 0, join(errs)
+}
+
+// included waits until the state after a block can be read, which the header of the
+// next block has the hash of, and looks whether the sender's number went up there.
+func (c *Client) included(ctx context.Context, tx *ledger.Tx, height mesh.Height) error {
+	ctx, cancel := context.WithTimeout(ctx, c.patience)
+	defer cancel()
+	for {
+		c.outdate()
+		head, err := c.Head(ctx)
+		if err == nil && head.Height > height {
+			r := &Reader{ctx: ctx, c: c, head: head}
+			account, err := ledger.NewView(r).Account(tx.Sender)
+			if err := errors.Join(r.Err(), err); err != nil {
+				return fmt.Errorf("look whether a transaction is in block %d: %w", height, err)
+			}
+			if account.GetNonce() <= tx.Pb.GetNonce() {
+				return &lie{errNotThere}
+			}
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait for the block after %d, which shows a transaction: %w", height, errors.Join(ctx.Err(), err))
+		case <-time.After(c.cfg.Fresh / 4):
+		}
+	}
+}
+
+func (c *Client) submitTo(ctx context.Context, peer mesh.Address, tx []byte) (*lightpb.TxAnswer, error) {
+	conn, err := c.cfg.Dialer.Dial(ctx, peer, "tx")
+	if err != nil {
+		return nil, fmt.Errorf("hand a transaction to %s: %w", peer.Short(), err)
+	}
+	defer conn.Close()
+	deadline, _ := ctx.Deadline()
+	conn.SetDeadline(deadline)
+	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Now()) })
+	defer stop()
+	if err := p2p.WriteMessage(conn, &lightpb.TxAsk{Tx: tx, Wait: true}); err != nil {
+		return nil, fmt.Errorf("hand a transaction to %s: %w", peer.Short(), err)
+	}
+	answer := new(lightpb.TxAnswer)
+	if err := p2p.ReadMessage(conn, MaxAsk, answer); err != nil {
+		if errors.Is(err, p2p.ErrMessage) && ctx.Err() == nil {
+			return nil, &lie{fmt.Errorf("a malformed answer to a transaction: %w", err)}
+		}
+		return nil, fmt.Errorf("read what %s says of a transaction: %w", peer.Short(), err)
+	}
+	return answer, nil
+}
