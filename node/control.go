@@ -10,6 +10,7 @@ import (
 	"github.com/gonka-mesh/mesh"
 	"github.com/gonka-mesh/mesh/inference/host"
 	"github.com/gonka-mesh/mesh/inference/model/builtin"
+	"github.com/gonka-mesh/mesh/internal/plainly"
 	"github.com/gonka-mesh/mesh/node/api"
 )
 
@@ -19,7 +20,7 @@ var _ api.Control = (*Node)(nil)
 func (n *Node) Connect(ctx context.Context, multiaddr string) (api.Peer, error) {
 	address, err := n.core.Net.Connect(ctx, multiaddr)
 	if err != nil {
-		return api.Peer{}, err
+		return api.Peer{}, fmt.Errorf("connect %.200s: %w", multiaddr, plainly.Said(err))
 	}
 	for _, p := range n.core.Net.Peers() {
 		if p.Address == address {
@@ -42,7 +43,7 @@ func (n *Node) loadModels(ctx context.Context) error {
 		for _, ref := range n.cfg.Models {
 			// What has to be fetched needs the network, which is not up yet.
 			if err := n.serveRef(ctx, ref, quiet); err != nil {
-				return fmt.Errorf("--model %s: %w", ref, err)
+				return fmt.Errorf("--model %s: %w", ref, plainly.Said(err))
 			}
 		}
 		return nil
@@ -54,7 +55,7 @@ func (n *Node) loadModels(ctx context.Context) error {
 	entries = slices.DeleteFunc(entries, func(e entry) bool { return !e.Serve })
 	n.models.expect(1 + len(entries))
 	defer n.models.expect(0) // some may be missing
-	if err := n.serveBuiltin(ctx); err != nil {
+	if err := n.serveBuiltin(); err != nil {
 		return err
 	}
 	for _, e := range entries {
@@ -69,7 +70,7 @@ func (n *Node) loadModels(ctx context.Context) error {
 // serveRef serves a model that is here: built in, added before, or a file.
 func (n *Node) serveRef(ctx context.Context, ref string, progress func(api.Progress)) error {
 	if ref == builtin.Name || ref == n.core.dir.fallback.String() {
-		return n.serveBuiltin(ctx)
+		return n.serveBuiltin()
 	}
 	e, ok := n.models.find(ref)
 	if !ok || ref == e.Path {
@@ -84,8 +85,8 @@ func (n *Node) serveRef(ctx context.Context, ref string, progress func(api.Progr
 	return n.serve(e)
 }
 
-func (n *Node) serveBuiltin(ctx context.Context) error {
-	l, err := n.models.loadBuiltin(ctx, n.cfg)
+func (n *Node) serveBuiltin() error {
+	l, err := n.models.loadBuiltin(n.cfg)
 	if err != nil {
 		return err
 	}
@@ -119,7 +120,7 @@ func (n *Node) AddModel(ctx context.Context, ref string, progress func(api.Progr
 		return n.modelNow(ctx, l.Model)
 	}
 	if ref == builtin.Name {
-		if err := n.serveBuiltin(ctx); err != nil {
+		if err := n.serveBuiltin(); err != nil {
 			return api.Model{}, err
 		}
 		return n.modelNow(ctx, n.core.dir.fallback)

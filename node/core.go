@@ -23,6 +23,9 @@ type Receipts interface {
 	Put(request mesh.Hash, receipt *inferencepb.Signed) error
 }
 
+// Till takes payment; see host.Till.
+type Till = host.Till
+
 // CoreConfig is what a Core is made of.
 type CoreConfig struct {
 	P2P      p2p.Config
@@ -31,8 +34,10 @@ type CoreConfig struct {
 	Fallback mesh.ModelID                 // what an empty model name means where nothing is served
 	Name     string                       // its name
 	Text     func() inference.Detokenizer // of the fallback; nil believes its hosts
-	Queue    int                          // see Config
+	Queue    int                          // see Config, as is
+	Pace     time.Duration
 	Router   router.Config
+	Till     Till // nil takes nothing
 }
 
 // Core is the part of a node that meets others: network, directory, host and
@@ -79,7 +84,7 @@ func (c *Core) build(cfg CoreConfig) (err error) {
 	c.Host, err = host.New(host.Config{
 		Network: cfg.P2P.Network, Key: cfg.P2P.Key, RemotePeer: p2p.RemotePeer, Receipts: cfg.Signed, Dialer: c.Net,
 		TakeOffer: func(from mesh.Address, o *inferencepb.Offer) bool { return c.Router.TakeOffer(from, o) },
-		Penalise:  c.Net.Penalise, Queue: cfg.Queue, Log: cfg.P2P.Log, Metrics: cfg.P2P.Metrics,
+		Penalise:  c.Net.Penalise, Queue: cfg.Queue, Pace: cfg.Pace, Till: cfg.Till, Log: cfg.P2P.Log, Metrics: cfg.P2P.Metrics,
 	})
 	if err != nil {
 		return err
@@ -225,6 +230,9 @@ func (c *Core) advertise() error {
 
 // announce gossips a task.
 func (c *Core) announce(ctx context.Context, task *inferencepb.Signed) error {
+	if len(c.Net.Peers()) == 0 {
+		return errors.New("nobody is connected")
+	}
 	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(task)
 	if err != nil {
 		return fmt.Errorf("encode task: %w", err)

@@ -153,7 +153,7 @@ func (d *directory) Models(context.Context) ([]inference.ModelInfo, error) {
 	for _, m := range d.advertised() {
 		if !slices.ContainsFunc(out, func(i inference.ModelInfo) bool { return i.ID == m.id }) {
 			out = append(out, inference.ModelInfo{
-				ID: m.id, Name: m.capability.GetName(), Context: int(m.capability.GetContext()),
+				ID: m.id, Name: d.nameOf(m.id, m.capability.GetName()), Context: int(m.capability.GetContext()),
 				Slots: int(m.capability.GetSlots()), Bytes: int64(m.capability.GetSize()), Embed: int(m.capability.GetEmbed()),
 				Fingerprint: m.capability.GetFingerprint(),
 			})
@@ -197,6 +197,20 @@ func (d *directory) advertised() []advertisedModel {
 	return out
 }
 
+// nameOf returns the name of a model: this node's own, where it serves it or has it
+// built in, and else what others call it.
+func (d *directory) nameOf(id mesh.ModelID, theirs string) string {
+	for _, m := range d.own() {
+		if m.ID == id {
+			return m.Name
+		}
+	}
+	if id == d.fallback {
+		return cmp.Or(d.fallbackName, theirs)
+	}
+	return theirs
+}
+
 // capabilityOf decodes what an advert says about a model. What does not make sense
 // is passed over, as if the peer had not said it.
 func capabilityOf(a p2p.Advert, model mesh.ModelID) (*inferencepb.Capability, bool) {
@@ -234,7 +248,7 @@ func (d *directory) rootOf(ref string) (mesh.Hash, string, bool) {
 			continue
 		}
 		if root, err := mesh.HashFromBytes(m.capability.GetRoot()); err == nil && !root.IsZero() {
-			return root, m.capability.GetName(), true
+			return root, d.nameOf(m.id, m.capability.GetName()), true
 		}
 	}
 	return mesh.Hash{}, "", false

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -26,12 +28,15 @@ func Doctor(ctx context.Context, home string, c *api.Client) []api.Check {
 	running := err == nil
 	checks := []api.Check{checkKernel(), checkGPU(gpu.Find(ctx)), checkModel(), checkHome(home), checkDisk(home), checkMemory(), checkFiles(), checkUDPBuffers(), checkMulticast()}
 	if !running && !errors.As(err, &absent) {
-		return append(checks, api.Check{Name: "node", State: "fail", Detail: err.Error(), Remedy: "what answers there is no mesh node, or it needs --api-key"})
+		return append(checks, api.Check{Name: "node", State: "fail", Detail: err.Error(), Remedy: "stop what answers there, or give --api-key if it is a node that has one"})
 	}
 	if !running {
-		checks = append(checks, checkPort(":"+defaultPort), checkAPIPort(c.Base), api.Check{Name: "node", State: "warn",
-			Detail: err.Error(), Remedy: "start one to have its peers and reachability checked as well"})
-		return checks
+		where := "at " + c.Base
+		if c.Base == "" {
+			where = "in " + c.Home
+		}
+		return append(checks, checkPort(":"+defaultPort), checkAPIPort(cmp.Or(c.Base, "http://"+DefaultAPI)), api.Check{Name: "node", State: "warn",
+			Detail: "none runs " + where, Remedy: "`mesh up` starts one; then its peers and whether it can be reached are checked, too"})
 	}
 	return append(checks, checkNode(status)...)
 }
@@ -210,5 +215,34 @@ func checkNode(s api.Status) []api.Check {
 	if s.Reachability.State == "private" || s.Reachability.State == "unknown" {
 		reach.State = "warn"
 	}
-	return []api.Check{node, peers, reach}
+	checks := []api.Check{node, peers, reach}
+	if s.Ledger != nil {
+		checks = append(checks, checkLedger(s.Ledger, time.Now()))
+	}
+	return checks
+}
+
+// stalled is how old the last block may be before somebody should look: longer than a
+// few rounds in which the proposer is gone.
+const stalled = time.Minute
+
+func checkLedger(l *api.LedgerStatus, now time.Time) api.Check {
+	c := api.Check{Name: "ledger", State: "ok", Detail: fmt.Sprintf("height %d, epoch %d, %d validators", l.Height, l.Epoch, l.Validators)}
+	age := now.Sub(l.BlockTime).Round(time.Second)
+	switch {
+	case l.Error != "" && l.Light:
+		c.State, c.Detail = "warn", l.Error
+		c.Remedy = "give the address of a full node: mesh peer connect MULTIADDR"
+	case l.Error != "":
+		c.State, c.Detail = "fail", l.Error
+		c.Remedy = "mend what it says, and restart the node if it says that the ledger has stopped; the log has more"
+	case l.CatchingUp:
+		c.State, c.Remedy = "warn", "wait: older blocks are being fetched from the peers"
+	case l.Height == 0:
+		c.State, c.Remedy = "warn", "no block yet: more than two thirds of the validators have to be connected"
+	case age > stalled:
+		c.State, c.Remedy = "warn", "more than two thirds of the validators have to be connected; see `mesh host show` and `mesh peer ls`"
+		c.Detail += fmt.Sprintf(", no block for %s", age)
+	}
+	return c
 }

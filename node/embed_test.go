@@ -46,11 +46,7 @@ func coreOn(t *testing.T, i byte, role string, k *kept, bootstrap []string) *Cor
 	t.Helper()
 	genesis := mesh.HashOf([]byte("embed"))
 	k.network = mesh.NewNetworkID("test", genesis)
-	id, err := builtinID()
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := NewCore(CoreConfig{Receipts: k, Fallback: id, Name: builtin.Name, Text: builtinText, Router: router.Config{TaskWait: 200 * time.Millisecond}, P2P: p2p.Config{
+	c, err := NewCore(CoreConfig{Receipts: k, Fallback: builtin.ID(), Name: builtin.Name, Text: builtinText, Router: router.Config{TaskWait: 200 * time.Millisecond}, P2P: p2p.Config{
 		Network: k.network, Genesis: genesis, Key: ed25519.NewKeyFromSeed(bytes.Repeat([]byte{i}, 32)), Role: role,
 		Listen: []string{"127.0.0.1:0"}, Bootstrap: bootstrap,
 	}})
@@ -75,11 +71,7 @@ func serveBuiltin(t *testing.T, c *Core, threads int) *native.Engine {
 	if err != nil {
 		t.Fatal(err)
 	}
-	id, err := builtinID()
-	if err != nil {
-		t.Fatal(err)
-	}
-	e, err := native.Open(native.Config{File: f, ID: id, Name: builtin.Name, Threads: threads})
+	e, err := native.Open(native.Config{File: f, ID: builtin.ID(), Name: builtin.Name, Threads: threads})
 	if err != nil {
 		t.Fatal(err)
 	}

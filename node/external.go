@@ -5,6 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -13,6 +17,7 @@ import (
 	"github.com/gonka-mesh/mesh/inference/gpu"
 	"github.com/gonka-mesh/mesh/inference/kernel"
 	"github.com/gonka-mesh/mesh/inference/model"
+	"github.com/gonka-mesh/mesh/inference/model/builtin"
 )
 
 // engineAuto stands for whatever server answers at a usual place of this machine.
@@ -27,14 +32,14 @@ func (n *Node) serveServers(ctx context.Context) error {
 			choice := n.suggest(ctx)
 			n.log.Info("choose an engine", "engine", choice.Engine, "url", choice.URL, "why", choice.Why)
 			if url = choice.URL; url == "" {
-				if err := n.serveBuiltin(ctx); err != nil {
+				if err := n.serveBuiltin(); err != nil {
 					return err
 				}
 				continue
 			}
 		}
 		if err := n.serveServer(ctx, url); err != nil {
-			return fmt.Errorf("--engine %s: %w", url, err)
+			return fmt.Errorf("--engine: %w; start the server first, or name another", err)
 		}
 	}
 	return nil
@@ -44,6 +49,14 @@ func (n *Node) serveServer(ctx context.Context, url string) error {
 	cfg := adapter.Config{
 		URL: url, Key: n.cfg.EngineKey, Deterministic: n.cfg.Deterministic, KV: n.cfg.EngineKV, Log: n.log,
 		Identify: func(m adapter.ModelDescription) (mesh.ModelID, error) { return n.fileID(ctx, m) },
+	}
+	var named []string
+	cfg.Rename = func(m adapter.ModelDescription) string {
+		name := plainName(m.Name, func(name string) bool {
+			return name == builtin.Name || slices.Contains(named, name) || n.models.served(name) != nil
+		})
+		named = append(named, name)
+		return name
 	}
 	if i, err := gpu.Find(ctx); err == nil {
 		cfg.GPU = i.Model()
@@ -63,6 +76,17 @@ func (n *Node) serveServer(ctx context.Context, url string) error {
 		}
 	}
 	return nil
+}
+
+// plainName is what requests call a server's model whose name there is a path or that
+// of a repository, which no peer would take for a name: its last part, or all of it with
+// dashes where that is taken.
+func plainName(name string, taken func(string) bool) string {
+	clean := strings.Trim(strings.ReplaceAll(filepath.ToSlash(name), "\\", "/"), "/")
+	if short := modelName(path.Base(clean)); clean != "" && !taken(short) {
+		return short
+	}
+	return strings.ReplaceAll(clean, "/", "-")
 }
 
 // fileID is the ID of a server's model whose files this node can read: hosts of the

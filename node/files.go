@@ -1,7 +1,6 @@
 package node
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -14,7 +13,6 @@ import (
 	"github.com/gonka-mesh/mesh/inference/model"
 	"github.com/gonka-mesh/mesh/internal/atomicfile"
 	"github.com/gonka-mesh/mesh/internal/merkle"
-	"github.com/gonka-mesh/mesh/node/api"
 	"github.com/gonka-mesh/mesh/p2p/blob"
 )
 
@@ -47,15 +45,12 @@ func modelName(path string) string {
 }
 
 // offer lets peers fetch the files of a model, which stay where they are. What the
-// store has already is not read again.
-func (c *catalogue) offer(ctx context.Context, f *model.File, m *model.Manifest, progress func(api.Progress)) error {
-	before := int64(0)
+// store has already is left as it is.
+func (c *catalogue) offer(f *model.File, m *model.Manifest, digests []*model.Digest) error {
 	for i, path := range f.Paths() {
 		file := m.Files[i]
 		if _, err := c.blobs.Path(file.ChunkRoot); err != nil {
-			root, err := c.blobs.Add(ctx, path, func(done, _ uint64) {
-				progress(api.Progress{Stage: "hash", Bytes: before + int64(done), Total: f.Size()})
-			})
+			root, err := c.blobs.AddHashed(path, digests[i].Modified, digests[i].Chunks)
 			if err != nil {
 				return err
 			}
@@ -63,7 +58,6 @@ func (c *catalogue) offer(ctx context.Context, f *model.File, m *model.Manifest,
 				return fmt.Errorf("add %s: the file changes", path)
 			}
 		}
-		before += int64(file.Size)
 	}
 	if m.Files[0].Name == "" {
 		return nil

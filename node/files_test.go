@@ -64,6 +64,15 @@ func describe(t *testing.T, c *catalogue, path string) entry {
 	return e
 }
 
+func examine(t *testing.T, c *catalogue, path string) (*model.File, *model.Manifest) {
+	t.Helper()
+	f, digests, err := c.examine(t.Context(), path, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f, f.ManifestOf(digests)
+}
+
 // TestFolderModel adds a folder, serves it after a restart, and takes a folder that
 // changed since for another one.
 func TestFolderModel(t *testing.T) {
@@ -202,10 +211,7 @@ func TestSweepKeepsHalfPulled(t *testing.T) {
 	c := reopen(t, home)
 	dir := folderModel(t, 1, 2)
 	e := describe(t, c, dir) // peers' blobs, as far as the list knows
-	f, m, err := c.examine(t.Context(), dir)
-	if err != nil {
-		t.Fatal(err)
-	}
+	f, m := examine(t, c, dir)
 	f.Close()
 	if err := c.begin(coming{Name: "half", Root: e.Root}); err != nil {
 		t.Fatal(err)
@@ -255,10 +261,7 @@ func TestGather(t *testing.T) {
 	c := testCatalogue(t, t.TempDir())
 	for _, shards := range []int{1, 2} {
 		dir := folderModel(t, 1, shards)
-		f, m, err := c.examine(t.Context(), dir)
-		if err != nil {
-			t.Fatal(err)
-		}
+		f, m := examine(t, c, dir)
 		paths := f.Paths()
 		f.Close()
 		// A kill left half of it, and something else under a name.
@@ -273,10 +276,7 @@ func TestGather(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			g, again, err := c.examine(t.Context(), path)
-			if err != nil {
-				t.Fatal(err)
-			}
+			g, again := examine(t, c, path)
 			g.Close()
 			if again.ID() != m.ID() {
 				t.Error("another model came of it")

@@ -5,17 +5,30 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/gonka-mesh/mesh/internal/atomicfile"
+	"github.com/gonka-mesh/mesh/internal/plainly"
 )
 
 // homeVersion is the layout of a home folder. A newer one is refused.
 const homeVersion = "1"
+
+// How often a lock that is held is tried again, and how long after.
+const (
+	lockTries = 3
+	lockPause = 10 * time.Millisecond
+)
+
+// apiFile holds the address of the API while the node runs, for commands that are
+// given the home alone.
+const apiFile = "api.addr"
 
 // Home is a node's folder: keys, configuration and state. One process holds it.
 type Home struct {
@@ -43,13 +56,18 @@ func OpenHome(dir string) (*Home, error) {
 		return nil, fmt.Errorf("open home: %w", err)
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("open home: %w", err)
+		return nil, fmt.Errorf("make home %s: %w; choose another folder with --home", dir, plainly.Said(err))
 	}
 	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open home: %w", err)
 	}
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	for try := 0; errors.Is(err, unix.EWOULDBLOCK) && try < lockTries; try++ {
+		time.Sleep(lockPause) // RunningAPI holds it for a moment
+		err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	}
+	if err != nil {
 		lock.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			return nil, fmt.Errorf("home %s is in use by another mesh process; stop it, or choose another folder with --home", dir)
@@ -57,11 +75,62 @@ func OpenHome(dir string) (*Home, error) {
 		return nil, fmt.Errorf("lock home %s: %w", dir, err)
 	}
 	h := &Home{Dir: dir, lock: lock}
-	if err := h.checkVersion(); err != nil {
+	err = h.checkVersion()
+	if err == nil {
+		err = errors.Join(h.sweep(), h.leaveAPI("")) // one that was killed could not take it away
+	}
+	if err != nil {
 		lock.Close()
 		return nil, err
 	}
 	return h, nil
+}
+
+// sweep removes what a killed process left half written. Nothing writes yet.
+func (h *Home) sweep() error {
+	for _, folder := range []string{"", "blobs", packedFolder} {
+		if err := atomicfile.Sweep(h.Path(folder)); err != nil {
+			return fmt.Errorf("remove half written files: %w", err)
+		}
+	}
+	return nil
+}
+
+// leaveAPI writes where the API answers; empty: nowhere.
+func (h *Home) leaveAPI(url string) error {
+	var err error
+	if path := h.Path(apiFile); url != "" {
+		err = atomicfile.Write(path, []byte(url+"\n"), 0o600)
+	} else if err = os.Remove(path); errors.Is(err, os.ErrNotExist) {
+		err = nil
+	}
+	if err != nil {
+		return fmt.Errorf("note the API's address: %w", err)
+	}
+	return nil
+}
+
+// RunningAPI returns the address of the API of the node that runs in a home folder;
+// empty: none does. Only who holds the lock has left an address that counts.
+func RunningAPI(dir string) string {
+	lock, err := os.Open(filepath.Join(dir, "lock"))
+	if err != nil {
+		return ""
+	}
+	defer lock.Close()
+	if unix.Flock(int(lock.Fd()), unix.LOCK_SH|unix.LOCK_NB) == nil {
+		return ""
+	}
+	b, err := os.ReadFile(filepath.Join(dir, apiFile))
+	if err != nil {
+		return ""
+	}
+	base := strings.TrimSpace(string(b))
+	u, err := url.Parse(base)
+	if err != nil || u.Scheme != "http" || u.Port() == "" || base != "http://"+u.Host {
+		return ""
+	}
+	return base
 }
 
 // Close gives the folder back.

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -40,6 +41,75 @@ func TestHomeIsLocked(t *testing.T) {
 	}
 }
 
+// TestRunningAPI finds a node by its home: while it holds the lock, and by an address
+// that it left itself.
+func TestRunningAPI(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "home")
+	if got := RunningAPI(dir); got != "" {
+		t.Errorf("no folder: %q", got)
+	}
+	h, err := OpenHome(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const base = "http://127.0.0.1:4321"
+	for _, c := range []struct{ left, want string }{
+		{"", ""}, {base, base}, {"http://[::1]:4321", "http://[::1]:4321"},
+		{"https://127.0.0.1:4321", ""}, {"http://127.0.0.1", ""}, {base + "/x", ""}, {"http://a:b@127.0.0.1:4321", ""}, {"\x00", ""},
+	} {
+		if err := h.leaveAPI(c.left); err != nil {
+			t.Fatal(err)
+		}
+		if got := RunningAPI(dir); got != c.want {
+			t.Errorf("%q was left: got %q", c.left, got)
+		}
+	}
+	if err := h.leaveAPI(base); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Close(); err != nil { // as the kernel does for one that was killed
+		t.Fatal(err)
+	}
+	if got := RunningAPI(dir); got != "" {
+		t.Errorf("nobody runs, but there is %q", got)
+	}
+	if h, err = OpenHome(dir); err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	if got := RunningAPI(dir); got != "" {
+		t.Errorf("the one before left %q, and it counts for the next", got)
+	}
+}
+
+// TestHalfWrittenFiles are swept when a home is opened, and nothing else is.
+func TestHalfWrittenFiles(t *testing.T) {
+	dir := t.TempDir()
+	gone := []string{".models.json.123456789", ".api.token.1", "packed/.abc.pack.77", "blobs/.version.5"}
+	stay := []string{".models.json", ".models.json.bak", ".123", "models.json.123", "models/x/.model.1", "packed/abc.pack"}
+	for _, name := range append(gone, stay...) {
+		path := filepath.Join(dir, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, []byte("x"), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h, err := OpenHome(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	for _, name := range gone {
+		if _, err := os.Stat(filepath.Join(dir, name)); !os.IsNotExist(err) {
+			t.Errorf("%s is still there: %v", name, err)
+		}
+	}
+	for _, name := range stay {
+		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 func TestNewerHomeIsRefused(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "version"), []byte("2\n"), 0o600); err != nil {
@@ -66,11 +136,11 @@ func TestGenesis(t *testing.T) {
 			t.Errorf("%s: epoch %d before the beginning", name, e)
 		}
 	}
-	a, err := NewDevGenesis(time.Now())
+	a, err := NewDevGenesis(time.Now(), DevNetwork{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := NewDevGenesis(time.Now())
+	b, err := NewDevGenesis(time.Now(), DevNetwork{})
 	if err != nil {
 		t.Fatal(err)
 	}

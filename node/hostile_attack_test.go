@@ -326,6 +326,9 @@ func (f *foe) send(protocol string, b []byte) ([]byte, error) {
 	if _, err := c.Write(b); err != nil {
 		return nil, err
 	}
+	f.q.mu.Lock()
+	f.q.report.Frames++
+	f.q.mu.Unlock()
 	p2p.CloseWrite(c)
 	return io.ReadAll(io.LimitReader(c, 1<<20))
 }

@@ -58,7 +58,8 @@ type brief struct {
 
 // report is what a squad says at its end.
 type report struct {
-	Strikes    int
+	Strikes    int // those that an identity was cut off amid do not count
+	Frames     int // written
 	Identities int
 	Cut        int           // identities that the victim cut off
 	Slowest    time.Duration // from an identity's first offence until it was cut off
@@ -296,16 +297,14 @@ type siege struct {
 func layBrief(t *testing.T) brief {
 	dir := t.TempDir()
 	b := brief{Home: filepath.Join(dir, "victim"), Genesis: filepath.Join(dir, "genesis.json")}
-	doc, err := NewDevGenesis(time.Now())
+	doc, err := NewDevGenesis(time.Now(), DevNetwork{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(b.Genesis, doc, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if b.Model, err = builtinID(); err != nil {
-		t.Fatal(err)
-	}
+	b.Model = builtin.ID()
 	return b
 }
 
@@ -521,7 +520,7 @@ func TestHostilePeers(t *testing.T) {
 		}
 		t.Run(a.name, func(t *testing.T) {
 			if !full {
-				p, r := s.squad(t, a.name, a.few, 3*time.Second)
+				p, r := s.squad(t, a.name, a.few, 8*time.Second) // on a busy machine; it ends with the last strike
 				s.judge(t, a, p, r)
 				return
 			}
@@ -554,7 +553,7 @@ func (s *siege) judge(t *testing.T, a attack, p phase, r report) {
 	for _, w := range r.Wrong {
 		t.Error(w)
 	}
-	if r.Strikes == 0 {
+	if r.Strikes == 0 && r.Frames == 0 { // all strikes of one who is cut off by the first may be in the air
 		t.Error("nothing was struck")
 	}
 	if a.hold > 0 && r.Held > a.hold {

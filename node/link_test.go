@@ -28,11 +28,11 @@ func TestLinkFollowsLinks(t *testing.T) {
 	}
 }
 
-// TestClearPackedInOddHome holds that the name of a home folder is no pattern.
-func TestClearPackedInOddHome(t *testing.T) {
+// TestSweepOddHome holds that the name of a home folder is no pattern.
+func TestSweepOddHome(t *testing.T) {
 	parent := t.TempDir()
-	other := filepath.Join(parent, "home-1", "packed", ".half")
-	own := filepath.Join(parent, "home-*", "packed", ".half")
+	other := filepath.Join(parent, "home-1", "packed", ".half.1")
+	own := filepath.Join(parent, "home-*", "packed", ".half.1")
 	for _, f := range []string{other, own} {
 		if err := os.MkdirAll(filepath.Dir(f), 0o700); err != nil {
 			t.Fatal(err)
@@ -41,8 +41,8 @@ func TestClearPackedInOddHome(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	c := &catalogue{packed: filepath.Dir(own)}
-	if err := c.clearPacked(); err != nil {
+	h := &Home{Dir: filepath.Join(parent, "home-*")}
+	if err := h.sweep(); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(other); err != nil {

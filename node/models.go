@@ -78,11 +78,8 @@ func openCatalogue(home *Home, memory int64, log *slog.Logger) (*catalogue, erro
 	if err != nil {
 		return nil, err
 	}
-	c := &catalogue{path: home.Path("models.json"), hashes: home.Path("hashes.json"), packed: home.Path("packed"),
+	c := &catalogue{path: home.Path("models.json"), hashes: home.Path("hashes.json"), packed: home.Path(packedFolder),
 		folders: home.Path("models"), blobs: blobs, log: log, budget: budget{limit: memory}}
-	if err := c.clearPacked(); err != nil {
-		return nil, err
-	}
 	b, err := os.ReadFile(c.path)
 	if errors.Is(err, os.ErrNotExist) {
 		return c, nil
@@ -177,34 +174,37 @@ func (c *catalogue) describe(ctx context.Context, path string, progress func(api
 	if err != nil {
 		return entry{}, fmt.Errorf("open model: %w", err)
 	}
-	f, m, err := c.examine(ctx, path)
+	f, digests, err := c.examine(ctx, path, progress)
 	if err != nil {
 		return entry{}, err
 	}
 	defer f.Close()
-	return entryOf(f, m), c.offer(ctx, f, m, progress)
+	m := f.ManifestOf(digests)
+	return entryOf(f, m), c.offer(f, m, digests)
 }
 
-// examine opens a model and says what it is.
-func (c *catalogue) examine(ctx context.Context, path string) (*model.File, *model.Manifest, error) {
+// examine opens a model and hashes its files: both make its manifest.
+func (c *catalogue) examine(ctx context.Context, path string, progress func(api.Progress)) (*model.File, []*model.Digest, error) {
 	f, err := model.Open(path)
 	if err != nil {
 		return nil, nil, err
 	}
-	m, err := f.Manifest(ctx, c.hashes)
+	digests, err := f.Digests(ctx, c.hashes, func(done int64) {
+		progress(api.Progress{Stage: "hash", Bytes: done, Total: f.Size()})
+	})
 	if err != nil {
 		return nil, nil, errors.Join(err, f.Close())
 	}
-	return f, m, nil
+	return f, digests, nil
 }
 
 // load opens an entry and starts its engine.
 func (c *catalogue) load(e entry, cfg Config) (*loaded, error) {
-	ctx := context.Background()
-	f, m, err := c.examine(ctx, e.Path)
+	f, digests, err := c.examine(context.Background(), e.Path, func(api.Progress) {})
 	if err != nil {
 		return nil, err
 	}
+	m := f.ManifestOf(digests)
 	// It may be another one by now; under the old ID its answers would be lies.
 	if m.ID() != e.Model {
 		f.Close()
@@ -212,7 +212,7 @@ func (c *catalogue) load(e entry, cfg Config) (*loaded, error) {
 	}
 	// The store may not take a file for what it was: one with a new date, or that
 	// another model had, too.
-	if err := c.offer(ctx, f, m, func(api.Progress) {}); err != nil {
+	if err := c.offer(f, m, digests); err != nil {
 		c.log.Warn("peers cannot fetch a model", "model", e.Name, "err", err)
 	}
 	l, err := c.start(&loaded{entry: e, file: f}, cfg)
@@ -224,16 +224,12 @@ func (c *catalogue) load(e entry, cfg Config) (*loaded, error) {
 }
 
 // loadBuiltin starts the engine of the model in the binary.
-func (c *catalogue) loadBuiltin(ctx context.Context, cfg Config) (*loaded, error) {
+func (c *catalogue) loadBuiltin(cfg Config) (*loaded, error) {
 	f, err := builtin.Open()
 	if err != nil {
 		return nil, fmt.Errorf("built-in model: %w", err)
 	}
-	m, err := f.Manifest(ctx, "")
-	if err != nil {
-		return nil, fmt.Errorf("built-in model: %w", err)
-	}
-	e := entry{Name: builtin.Name, Model: m.ID(), Bytes: f.Size(), Arch: f.Config.Architecture, Context: f.Config.Context, Serve: true}
+	e := entry{Name: builtin.Name, Model: builtin.ID(), Bytes: f.Size(), Arch: f.Config.Architecture, Context: f.Config.Context, Serve: true}
 	return c.start(&loaded{entry: e, file: f, builtin: true}, cfg)
 }
 

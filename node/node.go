@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -26,6 +27,8 @@ import (
 	"github.com/gonka-mesh/mesh/inference/openai"
 	"github.com/gonka-mesh/mesh/inference/receipts"
 	"github.com/gonka-mesh/mesh/inference/router"
+	"github.com/gonka-mesh/mesh/internal/keyfile"
+	"github.com/gonka-mesh/mesh/internal/plainly"
 	"github.com/gonka-mesh/mesh/node/api"
 	"github.com/gonka-mesh/mesh/p2p"
 	"github.com/gonka-mesh/mesh/p2p/blob"
@@ -48,6 +51,10 @@ type Node struct {
 	blobs    *blob.Server
 	fetcher  *blob.Fetcher
 	started  time.Time // set by Run
+	chain    *chain    // nil on a network without a ledger
+	purse    *purse
+	till     *till         // nil where nothing is served, or there is no ledger
+	signing  chan struct{} // of one place: a transaction of this account is made, until it is in a block
 	closing  sync.Once
 	apiURL   string // set by Run
 }
@@ -60,7 +67,7 @@ func New(cfg Config, log *slog.Logger) (*Node, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, err
 	}
-	n := &Node{cfg: cfg, log: log}
+	n := &Node{cfg: cfg, log: log, signing: make(chan struct{}, 1)}
 	if err := n.build(); err != nil {
 		n.Close()
 		return nil, err
@@ -75,7 +82,7 @@ func (n *Node) build() (err error) {
 	if n.home, err = OpenHome(n.cfg.Home); err != nil {
 		return err
 	}
-	if n.key, err = p2p.LoadOrCreateKey(n.home.Path("node.key")); err != nil {
+	if n.key, err = keyfile.LoadOrCreate(n.home.Path("node.key"), n.cfg.Passphrase); err != nil {
 		return err
 	}
 	if n.token, err = n.home.Token(); err != nil {
@@ -92,16 +99,34 @@ func (n *Node) build() (err error) {
 	n.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	n.gpus = &gpuWatch{log: n.log}
 	n.metrics.MustRegister(n.gpus)
-	n.tally = &tally{store: n.receipts, self: mesh.AddressOf(n.key.Public().(ed25519.PublicKey))}
-	fallback, err := builtinID()
+	self := mesh.AddressOf(n.key.Public().(ed25519.PublicKey))
+	n.tally = &tally{store: n.receipts, self: self}
+	if n.purse, err = openPurse(network, n.key, n.receipts, n.home.Path("escrows.json")); err != nil {
+		return err
+	}
+	routing := router.Config{InterToken: time.Duration(n.cfg.InterTokenMS) * time.Millisecond}
+	var hosting Till
+	if n.genesis.Ledger != nil {
+		routing.Purse = n.purse
+		n.metrics.MustRegister(n.purse.signed)
+		if !n.cfg.Light {
+			if n.till, err = openTill(n.tillConfig(self)); err != nil {
+				return err
+			}
+			hosting = n.till
+			if err := n.till.meter.register(n.metrics); err != nil {
+				return err
+			}
+		}
+	}
+	n.core, err = NewCore(CoreConfig{
+		P2P: n.p2pConfig(), Till: hosting, Receipts: n.receipts, Signed: n.tally, Fallback: builtin.ID(), Name: builtin.Name, Text: builtinText, Queue: n.cfg.Queue, Pace: n.cfg.Pace,
+		Router: routing,
+	})
 	if err != nil {
 		return err
 	}
-	n.core, err = NewCore(CoreConfig{
-		P2P: n.p2pConfig(), Receipts: n.receipts, Signed: n.tally, Fallback: fallback, Name: builtin.Name, Text: builtinText, Queue: n.cfg.Queue,
-		Router: router.Config{InterToken: time.Duration(n.cfg.InterTokenMS) * time.Millisecond},
-	})
-	if err != nil {
+	if n.chain, err = n.buildLedger(); err != nil {
 		return err
 	}
 	n.blobs = blob.NewServer(blob.ServerConfig{Store: n.models.blobs, Penalise: n.core.Net.Penalise, Log: n.log})
@@ -109,6 +134,13 @@ func (n *Node) build() (err error) {
 		Store: n.models.blobs, Dialer: n.core.Net, Sources: n.sources, Penalise: n.core.Net.Penalise, Log: n.log,
 	})
 	return nil
+}
+
+func (n *Node) tillConfig(self mesh.Address) tillConfig {
+	return tillConfig{
+		network: n.genesis.Network(), self: self, store: n.receipts, credit: mesh.Amount(n.cfg.Credit),
+		block: time.Duration(n.genesis.BlockMS) * time.Millisecond, log: n.log, epoch: n.epoch, read: n.read, act: n.act,
+	}
 }
 
 func (n *Node) p2pConfig() p2p.Config {
@@ -120,7 +152,7 @@ func (n *Node) p2pConfig() p2p.Config {
 		Network: n.genesis.Network(), Genesis: n.genesis.Hash(), Key: n.key, Role: role,
 		Home: n.home.Dir, Listen: n.listenAddrs(), Bootstrap: n.cfg.Bootstrap,
 		MDNS: !n.cfg.NoMDNS, PortMap: !n.cfg.NoPortMap,
-		Epoch: func() mesh.Epoch { return n.genesis.Epoch(time.Now()) },
+		Epoch: n.epoch,
 		Log:   n.log, Metrics: n.metrics,
 	}
 }
@@ -138,18 +170,6 @@ func (n *Node) listenAddrs() []string {
 	return []string{"0.0.0.0:" + port}
 }
 
-func builtinID() (mesh.ModelID, error) {
-	f, err := builtin.Open()
-	if err != nil {
-		return mesh.ModelID{}, fmt.Errorf("built-in model: %w", err)
-	}
-	m, err := f.Manifest(context.Background(), "")
-	if err != nil {
-		return mesh.ModelID{}, fmt.Errorf("built-in model: %w", err)
-	}
-	return m.ID(), nil
-}
-
 // builtinText returns a detokenizer of the built-in model, which every node has.
 func builtinText() inference.Detokenizer {
 	f, err := builtin.Open()
@@ -163,6 +183,12 @@ func builtinText() inference.Detokenizer {
 	return t.NewDetokenizer()
 }
 
+// Token is the secret that control calls need.
+func (n *Node) Token() string { return n.token }
+
+// settleTime is how long after its start a node gives back what only that needed.
+const settleTime = 2 * time.Second
+
 // Run starts the node and blocks until ctx is done; then it stops in order. ready
 // is called once the API answers and the network is being joined.
 func (n *Node) Run(ctx context.Context, ready func(api.Ready)) error {
@@ -170,11 +196,11 @@ func (n *Node) Run(ctx context.Context, ready func(api.Ready)) error {
 	n.started = time.Now()
 	listener, err := net.Listen("tcp", n.cfg.API)
 	if err != nil {
-		return fmt.Errorf("open the API: %w; another node may run here: see `mesh status`, or choose another --api", err)
+		return fmt.Errorf("open the API at %s: %w; another node may run here: see `mesh status`, or choose another --api", n.cfg.API, plainly.Said(err))
 	}
 	n.apiURL = "http://" + listener.Addr().String()
 	server := &http.Server{Handler: n.handler(), ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(n.log.Handler(), slog.LevelDebug)}
-	if err := n.start(ctx); err != nil {
+	if err := errors.Join(n.start(ctx), n.home.leaveAPI(n.apiURL)); err != nil {
 		listener.Close()
 		return err
 	}
@@ -186,6 +212,11 @@ func (n *Node) Run(ctx context.Context, ready func(api.Ready)) error {
 		defer close(done)
 		ready(api.Ready{Event: "ready", Peer: n.core.Net.Address(), API: n.apiURL, Addrs: n.core.Net.Addrs(), Home: n.home.Dir})
 	}()
+	settled := time.AfterFunc(settleTime, func() {
+		debug.FreeOSMemory()
+		dropStartPages()
+	})
+	defer settled.Stop()
 	select {
 	case <-ctx.Done():
 		err = nil
@@ -196,6 +227,25 @@ func (n *Node) Run(ctx context.Context, ready func(api.Ready)) error {
 	<-done
 	return err
 }
+
+// Join starts the node without an API, for programs that embed it: they call its
+// methods. ctx ends what it does in the background; Leave has to follow.
+func (n *Node) Join(ctx context.Context) error {
+	n.started = time.Now()
+	return n.start(ctx)
+}
+
+// Leave ends a node that joined: it gives running answers until ctx ends, says goodbye,
+// and closes everything.
+func (n *Node) Leave(ctx context.Context) error { return errors.Join(n.core.Stop(ctx), n.Close()) }
+
+// Ask answers a question with hosts of the mesh; see router.Router.
+func (n *Node) Ask(ctx context.Context, ask inference.Ask, emit func(inference.Event) error) error {
+	return n.core.Router.Ask(ctx, ask, emit)
+}
+
+// Address is the node's peer ID and account.
+func (n *Node) Address() mesh.Address { return n.core.Net.Address() }
 
 // start loads models and joins the network.
 func (n *Node) start(ctx context.Context) error {
@@ -211,12 +261,26 @@ func (n *Node) start(ctx context.Context) error {
 	n.core.Net.Handle("manifest", manifestLimits, n.blobs.ServeManifest)
 	n.core.Net.Handle("blob", blobLimits, n.blobs.ServeRange)
 	if err := n.core.Start(ctx); err != nil {
+		if n.cfg.Listen != "" && ctx.Err() == nil {
+			err = fmt.Errorf("join the network at --listen %s: %w; without --listen a free port is taken", n.cfg.Listen, plainly.Said(err))
+		}
 		return err
 	}
 	for _, root := range n.models.offered() {
 		n.core.Net.Provide(root)
 	}
+	if n.chain != nil {
+		n.chain.start(ctx)
+	}
 	return nil
+}
+
+// epoch is the ledger's, as far as it is known, else that of the clock.
+func (n *Node) epoch() mesh.Epoch {
+	if n.genesis.Ledger != nil {
+		return n.purse.now()
+	}
+	return n.genesis.Epoch(time.Now())
 }
 
 // Bounds of the streams that carry files.
@@ -230,7 +294,7 @@ func (n *Node) handler() http.Handler {
 	guard := api.Guard{Key: n.cfg.APIKey, Token: n.token, Loopback: loopbackAddr(n.cfg.API)}
 	mux := http.NewServeMux()
 	mux.Handle("/v1/", openai.New(openai.Config{Backend: n.core.Router, Identity: n.identity, Log: n.log}))
-	mux.Handle("/mesh/v1/", api.Handler(n, n, guard))
+	mux.Handle("/mesh/v1/", api.Handler(n, n, n, guard))
 	mux.Handle("GET /metrics", promhttp.HandlerFor(n.metrics, promhttp.HandlerOpts{}))
 	return guard.Wrap(mux)
 }
@@ -264,6 +328,9 @@ func (n *Node) Close() (err error) {
 
 func (n *Node) close() error {
 	var errs []error
+	if n.chain != nil {
+		errs = append(errs, n.chain.close())
+	}
 	if n.core != nil {
 		errs = append(errs, n.core.Close())
 	}
@@ -274,7 +341,7 @@ func (n *Node) close() error {
 		errs = append(errs, n.receipts.Close())
 	}
 	if n.home != nil {
-		errs = append(errs, n.home.Close())
+		errs = append(errs, n.home.leaveAPI(""), n.home.Close())
 	}
 	return errors.Join(errs...)
 }

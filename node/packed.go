@@ -14,6 +14,9 @@ import (
 // model ID.
 const packedEnd = ".pack"
 
+// packedFolder is where they are, in the home folder.
+const packedFolder = "packed"
+
 // packedPath returns the file of packed weights of a model; empty: none is kept. The
 // built-in model is packed faster than it would be read.
 func (c *catalogue) packedPath(l *loaded, cfg Config) string {
@@ -21,26 +24,6 @@ func (c *catalogue) packedPath(l *loaded, cfg Config) string {
 		return ""
 	}
 	return filepath.Join(c.packed, l.Model.String()+packedEnd)
-}
-
-// clearPacked removes what a killed process left half written. Nothing writes yet.
-func (c *catalogue) clearPacked() error {
-	files, err := os.ReadDir(c.packed)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("look for half written weights: %w", err)
-	}
-	for _, f := range files {
-		if !strings.HasPrefix(f.Name(), ".") || f.IsDir() {
-			continue
-		}
-		if err := os.Remove(filepath.Join(c.packed, f.Name())); err != nil {
-			return fmt.Errorf("remove half written weights: %w", err)
-		}
-	}
-	return nil
 }
 
 // sweepPacked removes packed weights of models that keep does not want.

@@ -225,6 +225,9 @@ func (n *Node) pullAll(ctx context.Context, p coming, progress func(api.Progress
 			progress(last)
 		}
 	}})
+	if errors.Is(err, blob.ErrNotFound) {
+		return entry{}, fmt.Errorf("nobody within reach has file %s; `mesh model ls` shows what there is: %w", p.Root.Short(), err)
+	}
 	if err != nil {
 		return entry{}, err
 	}
@@ -242,7 +245,7 @@ func (n *Node) pullAll(ctx context.Context, p coming, progress func(api.Progress
 			return entry{}, err
 		}
 	}
-	f, is, err := n.models.examine(ctx, path)
+	f, digests, err := n.models.examine(ctx, path, func(api.Progress) {})
 	if err != nil {
 		err = fmt.Errorf("file %s is no model that this mesh can read: %w", p.Root.Short(), err)
 		if errno := syscall.Errno(0); ctx.Err() != nil || errors.As(err, &errno) && !errors.Is(err, fs.ErrNotExist) {
@@ -250,7 +253,7 @@ func (n *Node) pullAll(ctx context.Context, p coming, progress func(api.Progress
 		}
 		return entry{}, uselessError{err}
 	}
-	e := entryOf(f, is)
+	e := entryOf(f, f.ManifestOf(digests))
 	switch err := f.Close(); {
 	case err != nil:
 		return entry{}, err

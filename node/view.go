@@ -28,7 +28,7 @@ func (n *Node) Status() api.Status {
 	}
 	s := api.Status{
 		Version: mesh.Version, Protocol: mesh.ProtocolVersion, Peer: n.core.Net.Address(), Role: role,
-		Network: n.genesis.Network(), Genesis: n.genesis.Hash(), Epoch: n.genesis.Epoch(time.Now()), Owner: owner,
+		Network: n.genesis.Network(), Genesis: n.genesis.Hash(), Epoch: n.epoch(), Owner: owner,
 		Home: n.home.Dir, API: n.apiURL, PID: os.Getpid(), Started: n.started, UptimeS: int64(time.Since(n.started).Seconds()),
 		Addrs: n.core.Net.Addrs(), Peers: len(n.core.Net.Peers()), Reachability: reachabilityOf(n.core.Net.Reachability(), n.cfg.NoPortMap),
 		Engines: []api.Engine{}, MemoryBytes: residentMemory(), KVLimitBytes: n.cfg.memory(),
@@ -89,7 +89,7 @@ func (n *Node) peerOf(p p2p.PeerInfo) api.Peer {
 	for _, s := range advert.Services {
 		if c, ok := capabilityOf(advert, s.Key); ok {
 			out.Models = append(out.Models, api.PeerModel{
-				Model: s.Key, Name: c.GetName(), Class: string(inference.ClassOf(c.GetFingerprint())), Context: int(c.GetContext()),
+				Model: s.Key, Name: n.core.dir.nameOf(s.Key, c.GetName()), Class: string(inference.ClassOf(c.GetFingerprint())), Context: int(c.GetContext()),
 			})
 		}
 	}
@@ -130,7 +130,7 @@ func (n *Node) Models(context.Context) ([]api.Model, error) {
 	}
 	for _, a := range n.core.dir.advertised() {
 		m := api.Model{
-			Model: a.id, Name: a.capability.GetName(), Bytes: int64(a.capability.GetSize()), Context: int(a.capability.GetContext()),
+			Model: a.id, Name: n.core.dir.nameOf(a.id, a.capability.GetName()), Bytes: int64(a.capability.GetSize()), Context: int(a.capability.GetContext()),
 			Weights: a.capability.GetFingerprint().GetWeights(), Class: string(inference.ClassOf(a.capability.GetFingerprint())),
 			Builtin: a.id == n.core.dir.fallback,
 		}
@@ -174,6 +174,9 @@ func (n *Node) Receipts(request mesh.Hash, limit int) ([]api.Receipt, error) {
 	}
 	return out, nil
 }
+
+// Requests returns up to two requests with receipts whose IDs begin so in hex.
+func (n *Node) Requests(prefix string) ([]mesh.Hash, error) { return n.receipts.Find(prefix, 2) }
 
 func (n *Node) receiptOf(r *inference.Receipt) api.Receipt {
 	p := r.Pb

@@ -29,6 +29,10 @@ type benchDocument struct {
 	Load    *loadBench    `json:"load,omitempty"`
 }
 
+// defaultShape is measured where nothing else is said: as large as what people serve on
+// processors.
+const defaultShape = "0.5b"
+
 // engineParts are what "engine" stands for.
 var engineParts = []string{"roof", "decode", "prefill", "batch", "score", "prefix", "start", "memory", "crowd"}
 
@@ -75,6 +79,9 @@ Times of a busy machine mean little; ratios within one run mean something.`,
 			if err := o.check(); err != nil {
 				return usageError{err}
 			}
+			if o.shape == defaultShape && o.model == "" && o.has("engine") {
+				fmt.Fprintln(o.notes, "this takes many minutes; `mesh bench --shape none --rounds 1` takes about one")
+			}
 			doc, err := bench(cmd.Context(), o)
 			if err != nil {
 				return err
@@ -93,7 +100,7 @@ Times of a busy machine mean little; ratios within one run mean something.`,
 	f.IntVar(&o.tokens, "tokens", 16, "tokens an answer of load")
 	f.IntSliceVar(&o.threads, "threads", nil, "threads of the engine, each measured; hop and load take the most (default 1 and all processors)")
 	f.StringSliceVar(&o.kernels, "kernels", nil, "instruction sets of the engine, each measured: avx512, avx2, portable (default: the best)")
-	f.StringVar(&o.shape, "shape", "0.5b", "random weights of this shape for engine and load; none: the built-in model for engine, no load")
+	f.StringVar(&o.shape, "shape", defaultShape, "random weights of this shape for engine and load; none: the built-in model for engine, no load")
 	f.StringVar(&o.format, "format", "Q8_0", "format of random weights")
 	f.StringVar(&o.model, "model", "", "model file, in place of a shape")
 	cmd.AddCommand(benchChildCommand())
@@ -205,7 +212,7 @@ func nodeArgs(dir string) ([]string, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	genesis, err := node.NewDevGenesis(time.Now())
+	genesis, err := node.NewDevGenesis(time.Now(), node.DevNetwork{})
 	if err != nil {
 		return nil, err
 	}

@@ -268,10 +268,10 @@ func printBench(w io.Writer, doc *benchDocument) error {
 		}
 	}
 	if h := doc.Hop; h != nil {
-		fmt.Fprintf(w, "\nhop   time to first token, median of %d rounds: p50 %+.2f ms, p99 %+.2f ms over the host's own API\n", len(h.Rounds), h.AddedP50, h.AddedP99)
+		fmt.Fprintf(w, "\nhop   time to first token, median of %s: p50 %+.2f ms, p99 %+.2f ms over the host's own API\n", plural(len(h.Rounds), "round"), h.AddedP50, h.AddedP99)
 	}
 	if l := doc.Load; l != nil {
-		fmt.Fprintf(w, "load  %d streams, %s: %.1f %% of the tokens/s of the host's own API, median of %d rounds\n", l.Streams, l.Shape, 100*l.Ratio, len(l.Rounds))
+		fmt.Fprintf(w, "load  %d streams, %s: %.1f %% of the tokens/s of the host's own API, median of %s\n", l.Streams, l.Shape, 100*l.Ratio, plural(len(l.Rounds), "round"))
 	}
 	return nil
 }

@@ -2,6 +2,10 @@ package main
 
 import "fmt"
 
+// smallModel is a file that caches of processors may hold, and beside which a process
+// itself is large: set against it, memory and its speed mean nothing.
+const smallModel = 64 << 20
+
 // benchRows writes one row a figure, and leaves out what nobody measured.
 func benchRows(all []engineBench) [][]string {
 	var rows [][]string
@@ -27,7 +31,12 @@ func benchRows(all []engineBench) [][]string {
 	}
 	number("memory read, GB/s", "%.1f", func(b engineBench) float64 { return b.Roof })
 	number("decode, tok/s", "%.1f", func(b engineBench) float64 { return b.Decode })
-	number("  of the memory read", "%.0f %%", func(b engineBench) float64 { return 100 * b.OfRoof })
+	number("  of the memory read", "%.0f %%", func(b engineBench) float64 {
+		if b.Bytes < smallModel {
+			return 0
+		}
+		return 100 * b.OfRoof
+	})
 	number(fmt.Sprintf("prefill %d, tok/s", prefillTokens), "%.0f", func(b engineBench) float64 { return b.Prefill })
 	number(fmt.Sprintf("score %d, tok/s", prefillTokens), "%.0f", func(b engineBench) float64 { return b.Score })
 	for n := range 5 {
@@ -100,7 +109,7 @@ func pointers(add func(string, func(engineBench) string)) {
 		return fmt.Sprintf("%s, then %s", size(b.Memory.RSS), size(b.Memory.AgainRSS))
 	})
 	add("  over file, keys, values", func(b engineBench) string {
-		if b.Memory == nil || b.Memory.RSS == 0 {
+		if b.Memory == nil || b.Memory.RSS == 0 || b.Bytes < smallModel {
 			return ""
 		}
 		return fmt.Sprintf("%+.1f, then %+.1f %%", 100*b.Memory.Over, 100*b.Memory.AgainOver)

@@ -162,3 +162,20 @@ func TestTokenBytes(t *testing.T) {
 		}
 	}
 }
+
+// TestBenchTable leaves out what means nothing for a model that caches hold.
+func TestBenchTable(t *testing.T) {
+	for _, c := range []struct {
+		bytes int64
+		want  bool
+	}{{5 << 20, false}, {500 << 20, true}} {
+		b := engineBench{Bytes: c.bytes, Decode: 10, Roof: 11, OfRoof: 1.1, Memory: &memoryBench{RSS: 60 << 20, Over: 8}}
+		got := make(map[string]bool)
+		for _, row := range benchRows([]engineBench{b}) {
+			got[strings.TrimSpace(row[0])] = true
+		}
+		if !got["decode, tok/s"] || !got["memory"] || got["of the memory read"] != c.want || got["over file, keys, values"] != c.want {
+			t.Errorf("%d bytes: rows %v", c.bytes, got)
+		}
+	}
+}

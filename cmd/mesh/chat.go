@@ -65,6 +65,9 @@ func chatCommand(g *globals) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if in.Model, err = wholeModel(cmd.Context(), c, in.Model); err != nil {
+				return err
+			}
 			if len(args) == 0 {
 				return converse(cmd, c, in)
 			}
@@ -77,12 +80,12 @@ func chatCommand(g *globals) *cobra.Command {
 				}
 				return writeJSON(out, a)
 			}
-			_, err = ask(cmd.Context(), c, in, out)
+			_, err = askAloud(cmd.Context(), c, in, out, cmd.ErrOrStderr())
 			return err
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&in.Model, "model", "", "name or ID of the model (default: the node's)")
+	f.StringVar(&in.Model, "model", "", "name or ID of the model, or the first digits of the ID (default: the node's)")
 	f.StringVar(&system, "system", "", "system prompt")
 	f.IntVar(&in.MaxTokens, "max-tokens", 0, "most tokens of an answer (default: what fits)")
 	f.Float64Var(&temperature, "temperature", 0, "0 to 2")
@@ -122,6 +125,11 @@ func converse(cmd *cobra.Command, c *api.Client, in chatRequest) error {
 
 // ask streams one answer and writes its text to out as it comes, if out is set.
 func ask(ctx context.Context, c *api.Client, in chatRequest, out io.Writer) (*chatAnswer, error) {
+	return askAloud(ctx, c, in, out, nil)
+}
+
+// askAloud says on a terminal who begins to speak, too.
+func askAloud(ctx context.Context, c *api.Client, in chatRequest, out, notes io.Writer) (*chatAnswer, error) {
 	in.Stream = true
 	in.StreamOptions = map[string]any{"include_usage": true}
 	resp, err := c.Do(ctx, http.MethodPost, "/v1/chat/completions", in)
@@ -135,6 +143,9 @@ func ask(ctx context.Context, c *api.Client, in chatRequest, out io.Writer) (*ch
 	}
 	if err := a.Host.UnmarshalText([]byte(resp.Header.Get("Mesh-Host"))); err != nil {
 		return nil, fmt.Errorf("read answer: %w", err)
+	}
+	if terminal(notes) {
+		fmt.Fprintf(notes, "(%s speaks)\n", a.Host.Short())
 	}
 	if err := a.read(resp.Body, out); err != nil {
 		return nil, err

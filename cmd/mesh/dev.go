@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/ed25519"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,16 +17,33 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/gonka-mesh/mesh"
+	"github.com/gonka-mesh/mesh/consensus"
+	"github.com/gonka-mesh/mesh/consensus/ledger/ledgerpb"
 	"github.com/gonka-mesh/mesh/internal/atomicfile"
+	"github.com/gonka-mesh/mesh/internal/keyfile"
 	"github.com/gonka-mesh/mesh/node"
 	"github.com/gonka-mesh/mesh/node/api"
 )
+
+// devCredit is what a host of a network on one machine lets its client have before it
+// opened an escrow, in ngonka: enough for every question of the first seconds.
+const devCredit = "10000000000"
+
+// devEscrow is what the client then sets aside.
+const devEscrow = 1000 * mesh.GNK
+
+// devLight is the home of the light node, in the folder of the network.
+const devLight = "light"
 
 // devNet is a network on this machine: a process per host, and a light node in
 // this process, through which every question crosses the mesh.
 type devNet struct {
 	home    string
 	threads int
+	pace    time.Duration
+	block   time.Duration // from a block to the next
+	epoch   int64         // blocks
 	models  []string
 	notes   io.Writer
 	asJSON  bool
@@ -45,6 +63,15 @@ func devCommand(g *globals) *cobra.Command {
 			if n < 1 || n > 64 {
 				return usageError{fmt.Errorf("--hosts %d: from 1 to 64", n)}
 			}
+			if d.block < 100*time.Millisecond || d.block > time.Minute {
+				return usageError{fmt.Errorf("--block %s: from 100ms to 1m", d.block)}
+			}
+			if d.epoch < 10 || d.epoch > 1<<20 {
+				return usageError{fmt.Errorf("--epoch %d: from 10 blocks to %d", d.epoch, 1<<20)}
+			}
+			if d.pace < 0 || d.pace > node.MaxPace {
+				return usageError{fmt.Errorf("--pace %s: from 0 to %s", d.pace, node.MaxPace)}
+			}
 			if cmd.Flags().Changed("once") && once == "" {
 				return usageError{errors.New("--once wants a prompt")}
 			}
@@ -56,6 +83,9 @@ func devCommand(g *globals) *cobra.Command {
 	f.IntVar(&n, "hosts", 4, "number of hosts")
 	f.IntVar(&d.threads, "threads", 1, "threads of each host's engine")
 	f.StringArrayVar(&d.models, "model", nil, "NAME or FILE of a model that every host serves (repeatable; default: the built-in one)")
+	f.DurationVar(&d.block, "block", time.Second, "time from a block of the ledger to the next")
+	f.Int64Var(&d.epoch, "epoch", 60, "blocks of an epoch")
+	f.DurationVar(&d.pace, "pace", 0, "least time between two tokens of an answer, so that a person can kill who speaks, like 100ms (at most 1s)")
 	f.StringVar(&once, "once", "", "ask this, show answer and receipt, and exit")
 	return cmd
 }
@@ -82,7 +112,7 @@ func (d *devNet) run(ctx context.Context, g *globals, hosts int, once string) er
 	if api == "" && once != "" {
 		api = "127.0.0.1:0" // it is gone again at once, and nobody else needs to find it
 	}
-	if err := d.genesis(); err != nil {
+	if err := d.genesis(hosts); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -94,8 +124,9 @@ func (d *devNet) run(ctx context.Context, g *globals, hosts int, once string) er
 	return d.light(ctx, cancel, api, key, once)
 }
 
-// genesis makes the network's genesis, or keeps the one of an earlier run.
-func (d *devNet) genesis() error {
+// genesis makes the hosts' keys and the network's genesis, or keeps those of an earlier
+// run: hosts that come later join as strangers do.
+func (d *devNet) genesis(n int) error {
 	if err := os.MkdirAll(d.home, 0o700); err != nil {
 		return fmt.Errorf("make home: %w", err)
 	}
@@ -103,7 +134,25 @@ func (d *devNet) genesis() error {
 	if _, err := os.Stat(path); err == nil {
 		return nil
 	}
-	b, err := node.NewDevGenesis(time.Now())
+	var hosts []node.DevHost
+	for i := range n {
+		home := d.hostHome(i)
+		account, err := keyfile.LoadOrCreate(filepath.Join(home, "node.key"), passphrase())
+		if err != nil {
+			return err
+		}
+		key, err := consensus.LoadKey(home, passphrase())
+		if err != nil {
+			return err
+		}
+		hosts = append(hosts, node.DevHost{Address: mesh.AddressOf(account.Public().(ed25519.PublicKey)), Key: key})
+	}
+	client, err := keyfile.LoadOrCreate(filepath.Join(d.home, devLight, "node.key"), passphrase())
+	if err != nil {
+		return err
+	}
+	b, err := node.NewDevGenesis(time.Now(), node.DevNetwork{
+		Hosts: hosts, Client: mesh.AddressOf(client.Public().(ed25519.PublicKey)), EpochBlocks: d.epoch, Block: d.block})
 	if err != nil {
 		return err
 	}
@@ -112,6 +161,8 @@ func (d *devNet) genesis() error {
 	}
 	return nil
 }
+
+func (d *devNet) hostHome(i int) string { return filepath.Join(d.home, "host-"+strconv.Itoa(i)) }
 
 func (d *devNet) genesisPath() string { return filepath.Join(d.home, "genesis.json") }
 
@@ -134,14 +185,15 @@ func (d *devNet) startHosts(ctx context.Context, n int) error {
 
 func (d *devNet) startHost(ctx context.Context, i int, bootstrap []string) error {
 	args := []string{"--network", d.genesisPath(), "--listen", "127.0.0.1:0", "--api", "127.0.0.1:0",
-		"--no-mdns", "--no-portmap", "--threads", strconv.Itoa(d.threads)}
+		"--no-mdns", "--no-portmap", "--threads", strconv.Itoa(d.threads), "--pace", d.pace.String(),
+		"--price-prompt", "100", "--price-output", "1000", "--credit", devCredit}
 	for _, b := range bootstrap {
 		args = append(args, "--bootstrap", b)
 	}
 	for _, m := range d.models {
 		args = append(args, "--model", m)
 	}
-	c, err := startChild(ctx, filepath.Join(d.home, "host-"+strconv.Itoa(i)), args...)
+	c, err := startChild(ctx, d.hostHome(i), args...)
 	if err != nil {
 		return fmt.Errorf("start host %d: %w", i, err)
 	}
@@ -172,7 +224,7 @@ func (d *devNet) light(ctx context.Context, cancel context.CancelFunc, address, 
 		bootstrap = append(bootstrap, h.Ready.Addrs...)
 	}
 	n, err := node.New(node.Config{
-		Home: filepath.Join(d.home, "light"), Network: d.genesisPath(), Listen: "127.0.0.1:0", API: address, APIKey: key,
+		Home: filepath.Join(d.home, devLight), Network: d.genesisPath(), Listen: "127.0.0.1:0", API: address, APIKey: key,
 		Bootstrap: bootstrap, Light: true, NoMDNS: true, NoPortMap: true,
 	}, log)
 	if err != nil {
@@ -189,6 +241,9 @@ func (d *devNet) light(ctx context.Context, cancel context.CancelFunc, address, 
 		if d.asJSON {
 			_ = json.NewEncoder(d.stdout).Encode(r)
 		}
+		if once == "" {
+			go d.openEscrow(ctx, &api.Client{Base: r.API, Key: key, Token: n.Token()})
+		}
 		switch {
 		case once != "":
 			asked = d.once(ctx, &api.Client{Base: r.API, Key: key}, once)
@@ -201,6 +256,26 @@ func (d *devNet) light(ctx context.Context, cancel context.CancelFunc, address, 
 		return asked
 	}
 	return err
+}
+
+// openEscrow sets money of the client aside for its answers, once there is a ledger.
+func (d *devNet) openEscrow(ctx context.Context, c *api.Client) {
+	for ctx.Err() == nil {
+		w, err := c.Wallet(ctx, mesh.Address{})
+		if err == nil && len(w.Escrows) > 0 {
+			return // of an earlier run
+		}
+		if err == nil {
+			_, err = submitTx(ctx, c, signer{}, &ledgerpb.Tx{Action: &ledgerpb.Tx_OpenEscrow{OpenEscrow: &ledgerpb.OpenEscrow{Amount: uint64(devEscrow)}}})
+			if err == nil {
+				return
+			}
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second):
+		}
+	}
 }
 
 // known waits until the light node has heard of every host.

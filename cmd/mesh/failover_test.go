@@ -108,11 +108,19 @@ func TestKillSpeakingHost(t *testing.T) {
 				if len(want.tokens) != tokens || want.finish != "length" {
 					t.Fatalf("undisturbed: %d tokens, finish %q", len(want.tokens), want.finish)
 				}
-				got := n.killAt(t, prompt, tokens, i, place)
-				if !slices.Equal(got.tokens, want.tokens) || got.text != want.text || got.finish != want.finish {
-					t.Fatalf("trial %d: the answer differs from the undisturbed one:\n%q\n%q", i, got.text, want.text)
+				receipts := 0
+				var got *heard
+				for try := 1; receipts == 0; try++ {
+					if try > 3 {
+						t.Fatal("three times the host had said everything before it was killed")
+					}
+					got = n.killAt(t, prompt, tokens, i, place)
+					if !slices.Equal(got.tokens, want.tokens) || got.text != want.text || got.finish != want.finish {
+						t.Fatalf("trial %d: the answer differs from the undisturbed one:\n%q\n%q", i, got.text, want.text)
+					}
+					receipts = n.checkReceipts(t, got, place)
 				}
-				segments[n.checkReceipts(t, got, place)]++
+				segments[receipts]++
 				gaps = append(gaps, got.gap)
 			}
 			slices.Sort(gaps)
@@ -134,11 +142,10 @@ func (n *network) killAt(t *testing.T, prompt string, tokens, seed, place int) *
 	}
 	if place == 0 {
 		// Nobody has spoken yet: the victim is the one that computes the prompt.
-		found := make(chan int, 1)
-		go func() { found <- n.busyHost(t) }()
 		var got *heard
 		var err error
-		done := make(chan struct{})
+		found, done := make(chan int, 1), make(chan struct{})
+		go func() { found <- n.busyHost(t, done) }()
 		go func() {
 			defer close(done)
 			got, err = listen(t.Context(), n, prompt, tokens, seed, func(*heard) {})
@@ -178,17 +185,34 @@ func (n *network) killAt(t *testing.T, prompt string, tokens, seed, place int) *
 	return got
 }
 
-// busyHost waits for the host that has a request, for a while.
-func (n *network) busyHost(t *testing.T) int {
-	for range 200 {
+// busyHost waits for the host that has a request, until the request is done.
+func (n *network) busyHost(t *testing.T, done <-chan struct{}) int {
+	for {
 		for i, h := range n.hosts {
 			s, err := n.client(h).Status(t.Context())
 			if err == nil && len(s.Engines) == 1 && s.Engines[0].Active > 0 {
 				return i
 			}
 		}
+		select {
+		case <-done:
+			return -1
+		default:
+		}
 	}
-	return -1
+}
+
+// listenOf returns where a node listens, as --listen wants it.
+func listenOf(t *testing.T, c *child) string {
+	t.Helper()
+	for _, a := range c.Ready.Addrs {
+		// /ip4/IP/tcp/PORT/p2p/ID
+		if parts := strings.Split(a, "/"); len(parts) > 4 && parts[3] == "tcp" {
+			return parts[2] + ":" + parts[4]
+		}
+	}
+	t.Fatalf("no TCP address in %v", c.Ready.Addrs)
+	return ""
 }
 
 func (n *network) restart(i int) {
@@ -196,20 +220,25 @@ func (n *network) restart(i int) {
 	if i < 0 || i >= len(n.hosts) {
 		return
 	}
+	// On its old port, as hosts restart: its peers know it there.
+	at := listenOf(n.t, n.hosts[i])
 	n.hosts[i] = nil
-	n.hosts[i] = n.startHost(i)
+	n.hosts[i] = n.startHost(i, "--listen", at)
 	n.waitKnown(n.light, len(n.hosts))
 }
 
 // checkReceipts wants a receipt of every segment, each joined to the next, and
-// returns how many there are: one where a host was lost before its first token.
+// returns how many there are: one where a host was lost before its first token, and 0
+// where the lost one had said everything, which happens when this process has to wait
+// for a processor.
 func (n *network) checkReceipts(t *testing.T, h *heard, place int) int {
 	t.Helper()
 	receipts, err := n.client(n.light).Receipt(t.Context(), h.receipt)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if place > 0 && len(receipts) != 2 {
+	late := place > 0 && len(receipts) == 1 && receipts[0].Host == h.host
+	if place > 0 && len(receipts) != 2 && !late {
 		t.Fatalf("%d receipts, want 2", len(receipts))
 	}
 	at := 0
@@ -224,6 +253,9 @@ func (n *network) checkReceipts(t *testing.T, h *heard, place int) int {
 	}
 	if at != len(h.tokens) || receipts[len(receipts)-1].Finish != "length" {
 		t.Fatalf("receipts cover %d of %d tokens, the last with finish %q", at, len(h.tokens), receipts[len(receipts)-1].Finish)
+	}
+	if late {
+		return 0
 	}
 	return len(receipts)
 }

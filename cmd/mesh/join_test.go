@@ -173,25 +173,32 @@ func TestSecondNodeInOneHome(t *testing.T) {
 }
 
 // TestIdleFootprint measures what a node takes when it does nothing. The bounds of
-// bar and test are the same: they hold with room to spare.
+// bar and test are the same. On a busy machine it takes a node longer to come to rest.
 func TestIdleFootprint(t *testing.T) {
 	n := newNetwork(t, 1, "")
 	time.Sleep(3 * time.Second)
+	begin := time.Now()
 	for name, c := range map[string]struct {
 		child *child
 		limit int64
 	}{"light": {n.light, 60 << 20}, "host": {n.hosts[0], 90 << 20}} {
-		s, err := n.client(c.child).Status(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		extra := int64(0)
-		for _, e := range s.Engines {
-			extra += e.Bytes
-		}
-		t.Logf("%s: %s resident, %s of them its models", name, size(s.MemoryBytes), size(extra))
-		if s.MemoryBytes-extra > c.limit {
-			t.Errorf("%s: %s beside its models, want at most %s", name, size(s.MemoryBytes-extra), size(c.limit))
+		for ; ; time.Sleep(time.Second) {
+			s, err := n.client(c.child).Status(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			extra := int64(0)
+			for _, e := range s.Engines {
+				extra += e.Bytes
+			}
+			t.Logf("%s: %s resident, %s of them its models", name, size(s.MemoryBytes), size(extra))
+			if s.MemoryBytes-extra <= c.limit {
+				break
+			}
+			if time.Since(begin) > 20*time.Second {
+				t.Errorf("%s: %s beside its models, want at most %s", name, size(s.MemoryBytes-extra), size(c.limit))
+				break
+			}
 		}
 	}
 }
@@ -221,21 +228,28 @@ func TestPullSurvivesKill(t *testing.T) {
 		t.Fatalf("%+v, %v", models, err)
 	}
 	victim, sources := n.hosts[0], 0
-	m, err := n.client(n.light).PullModel(t.Context(), models[0].Model.String(), func(p api.Progress) {
-		sources = max(sources, p.Sources)
-		if victim != nil && p.Stage == "fetch" && p.Bytes > p.Total/4 {
-			if p.Bytes >= p.Total {
-				t.Error("the file was there before a host could be killed")
+	pull := func() api.Model {
+		m, err := n.client(n.light).PullModel(t.Context(), models[0].Model.String(), func(p api.Progress) {
+			sources = max(sources, p.Sources)
+			if victim != nil && p.Stage == "fetch" && p.Bytes > p.Total/4 && p.Bytes < p.Total {
+				n.kill(victim)
+				victim, n.hosts[0] = nil, nil
 			}
-			n.kill(victim)
-			victim, n.hosts[0] = nil, nil
+		})
+		if err != nil {
+			t.Fatal(err)
 		}
-	})
-	if err != nil {
-		t.Fatal(err)
+		return m
 	}
-	if victim != nil {
-		t.Error("no host was killed")
+	m := pull()
+	for try := 1; victim != nil; try++ { // this process was not there while the file came in
+		if try == 3 {
+			t.Fatal("the file was there before a host could be killed")
+		}
+		if _, err := n.client(n.light).RemoveModel(t.Context(), m.Model.String()); err != nil {
+			t.Fatal(err)
+		}
+		m = pull()
 	}
 	if have, err := os.ReadFile(m.Path); err != nil || !bytes.Equal(have, b.Bytes()) {
 		t.Fatalf("the file differs: %v", err)

@@ -101,7 +101,8 @@ func rootCommand() *cobra.Command {
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(
 		upCommand(g), devCommand(g), chatCommand(g), statusCommand(g), doctorCommand(g),
-		peerCommand(g), modelCommand(g), receiptCommand(g), benchCommand(g), versionCommand(g),
+		peerCommand(g), modelCommand(g), hostCommand(g), walletCommand(g), epochCommand(g), receiptCommand(g), govCommand(g),
+		benchCommand(g), versionCommand(g),
 	)
 	return root
 }
@@ -124,22 +125,32 @@ func (g *globals) complete() error {
 	return nil
 }
 
-// client returns a client of the running node. The token is read where it can be:
-// reads need none.
+// client returns a client of the running node: the one at --api, else the one that
+// runs in the home folder. Who names no home means any node at the usual address, too.
+// The token is read where it can be: reads need none.
 func (g *globals) client() (*api.Client, error) {
+	named := g.home != "" || os.Getenv("MESH_HOME") != ""
 	if err := g.complete(); err != nil {
 		return nil, err
 	}
+	home := g.home
+	if light := filepath.Join(home, devLight); node.RunningAPI(home) == "" && node.RunningAPI(light) != "" {
+		home = light // it is the home of a `mesh dev`
+	}
 	var cfg node.Config
-	if err := node.ReadConfig(node.ConfigPath(g.home), &cfg); err != nil {
+	if err := node.ReadConfig(node.ConfigPath(home), &cfg); err != nil {
 		return nil, err
 	}
-	base, key := cmp.Or(g.api, cfg.API, node.DefaultAPI), cmp.Or(g.apiKey, cfg.APIKey)
-	if !strings.Contains(base, "://") {
+	base, key := cmp.Or(g.api, node.RunningAPI(home)), cmp.Or(g.apiKey, cfg.APIKey)
+	if base == "" && !named {
+		base = cmp.Or(cfg.API, node.DefaultAPI)
+	}
+	if base != "" && !strings.Contains(base, "://") {
 		base = "http://" + base
 	}
-	token, _ := os.ReadFile(filepath.Join(g.home, "api.token"))
-	return &api.Client{Base: strings.TrimRight(base, "/"), Key: key, Token: strings.TrimSpace(string(token))}, nil
+	token, _ := os.ReadFile(filepath.Join(home, "api.token"))
+	base = strings.TrimSuffix(strings.TrimRight(base, "/"), "/v1") // that is what programs are given
+	return &api.Client{Base: base, Home: home, Key: key, Token: strings.TrimSpace(string(token))}, nil
 }
 
 // noun makes a command that only groups its verbs.

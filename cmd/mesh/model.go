@@ -32,7 +32,8 @@ func modelCommand(g *globals) *cobra.Command {
 				for _, m := range models {
 					rows = append(rows, []string{m.Name, m.Model.Short(), size(m.Bytes), fmt.Sprint(m.Context), here(m), plural(m.Hosts, "host")})
 				}
-				return table(cmd.OutOrStdout(), []string{"NAME", "ID", "SIZE", "CONTEXT", "HERE", "ELSEWHERE"}, rows)
+				return list(cmd, []string{"NAME", "ID", "SIZE", "CONTEXT", "HERE", "ELSEWHERE"}, rows,
+					"no models: this node serves none and knows no host; see `mesh peer ls`")
 			},
 		},
 		&cobra.Command{
@@ -46,12 +47,14 @@ func modelCommand(g *globals) *cobra.Command {
 				if err != nil {
 					return err
 				}
-				for _, m := range models {
-					if m.Name == args[0] || (len(args[0]) >= 6 && strings.HasPrefix(m.Model.String(), args[0])) {
-						return showModel(cmd, g, m)
-					}
+				m, found, err := findModel(models, args[0])
+				if err != nil {
+					return err
 				}
-				return fmt.Errorf("no model %s; `mesh model ls` shows them", args[0])
+				if !found {
+					return fmt.Errorf("no model %s; `mesh model ls` shows them", args[0])
+				}
+				return showModel(cmd, g, m)
 			},
 		},
 		&cobra.Command{
@@ -77,7 +80,11 @@ func modelCommand(g *globals) *cobra.Command {
 				if err != nil {
 					return err
 				}
-				m, err := c.RemoveModel(cmd.Context(), args[0])
+				ref, err := wholeModel(cmd.Context(), c, args[0])
+				if err != nil {
+					return err
+				}
+				m, err := c.RemoveModel(cmd.Context(), ref)
 				if err != nil {
 					return err
 				}
@@ -111,6 +118,9 @@ func longModel(cmd *cobra.Command, g *globals, ref string,
 	op func(*api.Client, context.Context, string, func(api.Progress)) (api.Model, error)) error {
 	c, err := g.client()
 	if err != nil {
+		return err
+	}
+	if ref, err = wholeModel(cmd.Context(), c, ref); err != nil {
 		return err
 	}
 	m, err := op(c, cmd.Context(), ref, showProgress(cmd.ErrOrStderr()))

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/schollz/progressbar/v3"
+	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
 	"github.com/gonka-mesh/mesh/node/api"
@@ -20,6 +21,15 @@ func writeJSON(w io.Writer, doc any) error {
 	enc := json.NewEncoder(w)
 	enc.SetIndent("", "  ")
 	return enc.Encode(doc)
+}
+
+// list writes a table, or what it means that it is empty.
+func list(cmd *cobra.Command, head []string, rows [][]string, none string) error {
+	if len(rows) == 0 {
+		_, err := fmt.Fprintln(cmd.ErrOrStderr(), none)
+		return err
+	}
+	return table(cmd.OutOrStdout(), head, rows)
 }
 
 // table writes rows in aligned columns.

@@ -30,7 +30,8 @@ func peerCommand(g *globals) *cobra.Command {
 					rows = append(rows, []string{p.Peer.String(), p.Role, p.Transport, p.Direction,
 						fmt.Sprintf("%.1f ms", p.LatencyMS), age(p.Since), strings.Join(modelNames(p), ",")})
 				}
-				return table(cmd.OutOrStdout(), []string{"PEER", "ROLE", "VIA", "DIR", "LATENCY", "SINCE", "MODELS"}, rows)
+				return list(cmd, []string{"PEER", "ROLE", "VIA", "DIR", "LATENCY", "SINCE", "MODELS"}, rows,
+					"no peers yet: `mesh peer connect MULTIADDR` dials one, `mesh doctor` says what is wrong")
 			},
 		},
 		&cobra.Command{
@@ -44,10 +45,18 @@ func peerCommand(g *globals) *cobra.Command {
 				if err != nil {
 					return err
 				}
+				var found []api.Peer
 				for _, p := range peers {
-					if id := p.Peer.String(); id == args[0] || (len(args[0]) >= 6 && strings.HasSuffix(id, args[0])) {
-						return showPeer(cmd, g, p)
+					if id := p.Peer.String(); id == args[0] || len(args[0]) >= minShort && strings.HasSuffix(id, args[0]) {
+						found = append(found, p)
 					}
+				}
+				switch len(found) {
+				case 0:
+				case 1:
+					return showPeer(cmd, g, found[0])
+				default:
+					return fmt.Errorf("%s is the end of %s and of %s; type more of it", args[0], found[0].Peer, found[1].Peer)
 				}
 				return fmt.Errorf("no connected peer %s; `mesh peer ls` shows them", args[0])
 			},

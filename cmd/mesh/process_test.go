@@ -23,9 +23,16 @@ import (
 // without a build of their own.
 const mainEnv = "MESH_TEST_MAIN"
 
+// upgradesEnv names upgrades of the ledger that the processes know, as if they were of a
+// later version.
+const upgradesEnv = "MESH_TEST_UPGRADES"
+
 func TestMain(m *testing.M) {
 	// A worker of the fuzzer has the environment of a node, too.
 	if os.Getenv(mainEnv) != "" && !slices.Contains(os.Args, "-test.fuzzworker") {
+		for _, name := range strings.Fields(os.Getenv(upgradesEnv)) {
+			node.Upgrades[name] = nil
+		}
 		os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 	}
 	// What the person who runs the tests has set must not reach the nodes.
@@ -59,7 +66,7 @@ func newNetwork(t *testing.T, hosts int, file string) *network {
 	t.Helper()
 	dir := t.TempDir()
 	n := &network{t: t, dir: dir, genesis: filepath.Join(dir, "genesis.json"), model: file}
-	b, err := node.NewDevGenesis(time.Now())
+	b, err := node.NewDevGenesis(time.Now(), node.DevNetwork{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -100,9 +107,9 @@ func (n *network) start(name string, args ...string) *child {
 	return c
 }
 
-func (n *network) startHost(i int) *child {
+func (n *network) startHost(i int, args ...string) *child {
 	n.t.Helper()
-	args := []string{"--threads", "1"}
+	args = append(args, "--threads", "1")
 	if n.model != "" {
 		args = append(args, "--model", n.model)
 	}
@@ -219,6 +226,26 @@ func TestOnce(t *testing.T) {
 	}
 	if len(a.Proof) != 1 || !a.Proof[0].Valid || !a.Proof[0].Joins || a.Proof[0].Request != a.Receipt || a.Proof[0].Host != a.Host || a.Proof[0].Finish != "eos" {
 		t.Errorf("receipts %+v do not prove %+v", a.Proof, a)
+	}
+}
+
+// TestPace lets the hosts of mesh dev speak slowly enough for a person.
+func TestPace(t *testing.T) {
+	const pace = 15 * time.Millisecond
+	code, stdout, stderr := meshCommand(t, "dev", "--hosts", "1", "--pace", pace.String(), "--json", "--once", "What is a receipt?")
+	var a chatAnswer
+	_, rest, _ := strings.Cut(stdout, "\n")
+	if err := json.Unmarshal([]byte(rest), &a); code != exitDone || err != nil || len(a.Proof) != 1 {
+		t.Fatalf("exit code %d, %v: %s%s", code, err, stdout, stderr)
+	}
+	r := a.Proof[0]
+	if took, least := r.Ended.Sub(r.FirstToken), time.Duration(a.Output-1)*pace; a.Output < 10 || took < least-time.Millisecond {
+		t.Errorf("%d tokens in %s, want %s at least", a.Output, took, least)
+	}
+	for _, wrong := range []string{"2s", "-1ms", "quick"} {
+		if code, _, stderr := meshCommand(t, "dev", "--pace", wrong); code != exitUsage || !strings.Contains(stderr, "pace") {
+			t.Errorf("--pace %s: exit code %d: %s", wrong, code, stderr)
+		}
 	}
 }
 

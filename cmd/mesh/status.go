@@ -11,11 +11,12 @@ import (
 
 	"github.com/gonka-mesh/mesh"
 	"github.com/gonka-mesh/mesh/node/api"
+	"github.com/gonka-mesh/mesh/p2p"
 )
 
 func statusCommand(g *globals) *cobra.Command {
 	return &cobra.Command{
-		Use: "status", Short: "This node: peer, role, network, reachability, models, earnings", Args: noArgs,
+		Use: "status", Short: "This node: peer, role, network, reachability, ledger, models, earnings", Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := g.client()
 			if err != nil {
@@ -38,6 +39,10 @@ func printStatus(w io.Writer, s api.Status) error {
 	if !s.Owner.IsZero() && s.Owner != s.Peer {
 		owner = s.Owner.String()
 	}
+	served := fmt.Sprintf("%s, %d output tokens, %s by receipts", plural(s.Served.Receipts, "answer"), s.Served.OutputTokens, s.Served.Earned)
+	if s.Role == p2p.RoleLight {
+		served = ""
+	}
 	reach := s.Reachability.State + ": " + s.Reachability.Reason
 	if err := fields(w,
 		"peer", s.Peer.String(),
@@ -48,9 +53,11 @@ func printStatus(w io.Writer, s api.Status) error {
 		"external", strings.Join(s.Reachability.External, " "),
 		"port map", s.Reachability.PortMap,
 		"peers", fmt.Sprint(s.Peers),
+		"ledger", ledgerLine(s.Ledger),
+		"problem", ledgerProblem(s.Ledger),
 		"api", s.API,
 		"owner", owner,
-		"served", fmt.Sprintf("%s, %d output tokens, %s by receipts", plural(s.Served.Receipts, "answer"), s.Served.OutputTokens, s.Served.Earned),
+		"served", served,
 		"up", (time.Duration(s.UptimeS) * time.Second).String(),
 		"memory", size(s.MemoryBytes),
 		"gpu", gpuLine(s),
@@ -70,9 +77,41 @@ func printStatus(w io.Writer, s api.Status) error {
 	return table(w, []string{"MODEL", "ID", "CLASS", "WEIGHTS", "CONTEXT", "ACTIVE", "QUEUED"}, rows)
 }
 
+// ledgerLine says where the ledger stands and what this node does for it.
+func ledgerLine(l *api.LedgerStatus) string {
+	if l == nil {
+		return ""
+	}
+	line := fmt.Sprintf("height %d, epoch %d", l.Height, l.Epoch)
+	if !l.BlockTime.IsZero() && l.Height > 0 {
+		line += fmt.Sprintf(", last block %s ago", max(0, time.Since(l.BlockTime)).Round(time.Second))
+	}
+	switch {
+	case l.Light:
+		line += ", verified by headers and proofs"
+	case l.CatchingUp:
+		line += ", catching up"
+	case l.Validator:
+		line += fmt.Sprintf(", validates with %s of the power", percent(l.Power))
+	case l.Error == "":
+		line += ", follows"
+	}
+	return line
+}
+
+func ledgerProblem(l *api.LedgerStatus) string {
+	if l == nil {
+		return ""
+	}
+	return l.Error
+}
+
 // gpuLine names the accelerators and how busy they are, or why there are none.
 func gpuLine(s api.Status) string {
 	if len(s.GPUs) == 0 {
+		if s.Role == p2p.RoleLight {
+			return "" // it computes nothing, and does not look
+		}
 		return cmp.Or(s.GPUReason, "not looked for yet")
 	}
 	var words []string

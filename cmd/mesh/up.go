@@ -63,12 +63,15 @@ func upCommand(g *globals) *cobra.Command {
 	f.Int64Var(&cfg.MemoryMB, "memory", 0, "limit of the KV caches of all models in MiB (default: a quarter of the machine)")
 	f.Uint64Var(&cfg.PricePrompt, "price-prompt", 0, "price of a prompt token in ngonka")
 	f.Uint64Var(&cfg.PriceOutput, "price-output", 0, "price of an output token in ngonka")
+	f.Uint64Var(&cfg.Credit, "credit", 0, "ngonka a payer without an escrow may have for nothing in an epoch")
+	f.StringVar(&cfg.Trust, "trust", "", "HEIGHT:HASH of a ledger block to trust, where the genesis is too old to")
 	f.BoolVar(&cfg.NoMDNS, "no-mdns", false, "do not look for peers on the local network")
 	f.BoolVar(&cfg.NoPortMap, "no-portmap", false, "do not ask the router for a port")
 	f.IntVar(&cfg.InterTokenMS, "inter-token", 0, "a host silent for so many ms counts as dead (default 2000)")
 	f.Int64Var(&cfg.ReceiptsMB, "receipts", 0, "space for receipts in MiB (default 256)")
 	f.Int64Var(&cfg.PackedMB, "packed-cache", 0, "MiB of packed weights to keep of each model for the next start (default as many as it has, -1 none)")
 	f.IntVar(&cfg.DrainSeconds, "drain-seconds", 0, "time for running answers at shutdown (default 10)")
+	f.DurationVar(&cfg.Pace, "pace", 0, "least time between two tokens of an answer, for people who watch, like 100ms (at most 1s)")
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	return cmd
 }
@@ -104,12 +107,15 @@ func mergeConfig(flags *pflag.FlagSet, g *globals, typed node.Config) (node.Conf
 		"memory":        func() { cfg.MemoryMB = typed.MemoryMB },
 		"price-prompt":  func() { cfg.PricePrompt = typed.PricePrompt },
 		"price-output":  func() { cfg.PriceOutput = typed.PriceOutput },
+		"credit":        func() { cfg.Credit = typed.Credit },
+		"trust":         func() { cfg.Trust = typed.Trust },
 		"no-mdns":       func() { cfg.NoMDNS = typed.NoMDNS },
 		"no-portmap":    func() { cfg.NoPortMap = typed.NoPortMap },
 		"inter-token":   func() { cfg.InterTokenMS = typed.InterTokenMS },
 		"receipts":      func() { cfg.ReceiptsMB = typed.ReceiptsMB },
 		"packed-cache":  func() { cfg.PackedMB = typed.PackedMB },
 		"drain-seconds": func() { cfg.DrainSeconds = typed.DrainSeconds },
+		"pace":          func() { cfg.Pace = typed.Pace },
 	} {
 		if flags.Changed(name) {
 			set()
@@ -150,7 +156,7 @@ func printReady(w io.Writer, r api.Ready, s api.Status) {
 
 // apiFlag returns the flag that commands need to find a node at an unusual address.
 func apiFlag(base string) string {
-	if base == "http://"+node.DefaultAPI {
+	if base == "http://"+node.DefaultAPI && os.Getenv("MESH_HOME") == "" { // where that is set, commands look there
 		return ""
 	}
 	return " --api " + base

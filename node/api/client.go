@@ -3,6 +3,7 @@ package api
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -14,20 +15,26 @@ import (
 	"strings"
 
 	"github.com/gonka-mesh/mesh"
+	"github.com/gonka-mesh/mesh/internal/plainly"
 )
 
 // Client calls the API of a running node.
 type Client struct {
-	Base  string // http://ADDR:PORT
+	Base  string // http://ADDR:PORT; empty: no node runs in Home
+	Home  string // the folder in which a node was looked for
 	Key   string // API key, if the node has one
 	Token string // content of api.token in the node's home, for control calls
 	HTTP  *http.Client
 }
 
-// NotRunningError says that nobody answers at the address.
-type NotRunningError struct{ Base string }
+// NotRunningError says that nobody answers at the address, or that no node runs in
+// the home folder.
+type NotRunningError struct{ Base, Home string }
 
 func (e *NotRunningError) Error() string {
+	if e.Base == "" {
+		return fmt.Sprintf("no node runs in %s; start one with `mesh up --home %s`, or name another with --api", e.Home, e.Home)
+	}
 	return fmt.Sprintf("no node answers at %s; start one with `mesh up`, or name another with --api", e.Base)
 }
 
@@ -57,8 +64,25 @@ func (c *Client) Receipts(ctx context.Context, limit int) ([]Receipt, error) {
 
 // Receipt returns the segments of one answer.
 func (c *Client) Receipt(ctx context.Context, id mesh.Hash) ([]Receipt, error) {
+	return c.FindReceipt(ctx, id.String())
+}
+
+// FindReceipt returns the segments of the answer whose ID begins so.
+func (c *Client) FindReceipt(ctx context.Context, id string) ([]Receipt, error) {
 	var out []Receipt
-	return out, c.call(ctx, http.MethodGet, "/mesh/v1/receipts/"+id.String(), nil, &out)
+	return out, c.call(ctx, http.MethodGet, "/mesh/v1/receipts/"+url.PathEscape(id), nil, &out)
+}
+
+// VerifyReceipt checks the receipts of the answer whose ID begins so.
+func (c *Client) VerifyReceipt(ctx context.Context, id string) (Verification, error) {
+	var out Verification
+	return out, c.call(ctx, http.MethodGet, "/mesh/v1/receipts/"+url.PathEscape(id)+"/verify", nil, &out)
+}
+
+// VerifyReceipts checks receipts that the node need not have.
+func (c *Client) VerifyReceipts(ctx context.Context, receipts json.RawMessage) (Verification, error) {
+	var out Verification
+	return out, c.call(ctx, http.MethodPost, "/mesh/v1/receipts/verify", receipts, &out)
 }
 
 // Connect makes the node dial a multiaddress.
@@ -86,6 +110,9 @@ func (c *Client) PullModel(ctx context.Context, model string, progress func(Prog
 // Do sends any request to the node with its key and turns an error document into
 // an error. The caller closes the body.
 func (c *Client) Do(ctx context.Context, method, path string, body any) (*http.Response, error) {
+	if c.Base == "" {
+		return nil, &NotRunningError{Home: c.Home}
+	}
 	var in io.Reader
 	if body != nil {
 		b, err := json.Marshal(body)
@@ -112,10 +139,10 @@ func (c *Client) Do(ctx context.Context, method, path string, body any) (*http.R
 	resp, err := client.Do(req)
 	var dial *net.OpError
 	if errors.As(err, &dial) && dial.Op == "dial" {
-		return nil, &NotRunningError{c.Base}
+		return nil, &NotRunningError{Base: c.Base}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("call %s: %w", path, err)
+		return nil, c.broke(err)
 	}
 	if resp.StatusCode/100 != 2 {
 		defer resp.Body.Close()
@@ -124,9 +151,14 @@ func (c *Client) Do(ctx context.Context, method, path string, body any) (*http.R
 		if json.Unmarshal(b, &doc) == nil && doc.Error.Message != "" {
 			return nil, errors.New(doc.Error.Message)
 		}
-		return nil, fmt.Errorf("call %s: %s; is this a mesh node?", path, resp.Status)
+		return nil, fmt.Errorf("what answers at %s is no mesh node (%s); name one with --api", c.Base, strings.ToLower(resp.Status))
 	}
 	return resp, nil
+}
+
+// broke says that the node, or what is in its place, does not answer to the end.
+func (c *Client) broke(err error) error {
+	return fmt.Errorf("the node at %s does not answer as it should: %w; see its log, or name another with --api", c.Base, plainly.Said(err))
 }
 
 func (c *Client) call(ctx context.Context, method, path string, body, out any) error {
@@ -136,7 +168,7 @@ func (c *Client) call(ctx context.Context, method, path string, body, out any) e
 	}
 	defer resp.Body.Close()
 	if err := json.NewDecoder(resp.Body).Decode(out); err != nil {
-		return fmt.Errorf("read answer of %s: %w", path, err)
+		return c.broke(err)
 	}
 	return nil
 }
@@ -163,8 +195,5 @@ func (c *Client) long(ctx context.Context, path, model string, progress func(Pro
 			progress(p)
 		}
 	}
-	if err := lines.Err(); err != nil {
-		return Model{}, fmt.Errorf("read progress: %w", err)
-	}
-	return Model{}, errors.New("the node broke off; see its log")
+	return Model{}, c.broke(cmp.Or(lines.Err(), io.ErrUnexpectedEOF))
 }

@@ -34,6 +34,7 @@ type Status struct {
 	KVLimitBytes int64          `json:"kv_limit_bytes"` // for keys and values of all models
 	GPUs         []GPU          `json:"gpus"`
 	GPUReason    string         `json:"gpu_reason,omitempty"` // why there are none
+	Ledger       *LedgerStatus  `json:"ledger,omitempty"`     // absent on a network without one
 }
 
 // GPU is an accelerator of this machine, as its driver tells. What it does not tell
@@ -192,3 +193,41 @@ type DevHost struct {
 	Addrs []string     `json:"addrs"`
 	Home  string       `json:"home"`
 }
+
+// Verification says what is right and wrong with the receipts of one answer.
+type Verification struct {
+	Request  mesh.Hash      `json:"request"`
+	OK       bool           `json:"ok"` // nothing is wrong, though something may be unsettled
+	Segments []SegmentCheck `json:"segments"`
+	Height   mesh.Height    `json:"height,omitempty"` // of the ledger's state that was read
+	Proven   bool           `json:"proven,omitempty"` // by proofs against verified headers
+}
+
+// SegmentCheck is what is known of one receipt.
+type SegmentCheck struct {
+	Choice int          `json:"choice"`
+	First  int          `json:"first"`
+	End    int          `json:"end"`
+	Host   mesh.Address `json:"host"`
+	Price  mesh.Amount  `json:"price_ngonka"`
+	Epoch  mesh.Epoch   `json:"epoch"`
+	Escrow mesh.Hash    `json:"escrow"`
+	Signed bool         `json:"signed"` // form and signature of the host are right
+	Joins  bool         `json:"joins"`  // it begins the answer, or goes on where a receipt before it ends
+	State  string       `json:"state"`
+	Reason string       `json:"reason"`
+}
+
+// States of a receipt.
+const (
+	ReceiptInvalid    = "invalid"     // form, signature or chain is wrong
+	ReceiptFree       = "free"        // nothing to settle
+	ReceiptPending    = "pending"     // not settled yet
+	ReceiptSettled    = "settled"     // proven to be in its host's settlement, with its price
+	ReceiptUnsettled  = "unsettled"   // its epoch closed without a settlement of its host
+	ReceiptAbsent     = "absent"      // it is not in its host's settlement
+	ReceiptWrongPrice = "wrong_price" // the settlement has another price for it
+	ReceiptUnproven   = "unproven"    // its host gives no proof now
+	ReceiptPruned     = "pruned"      // the ledger does not keep its epoch any more
+	ReceiptUnknown    = "unknown"     // the ledger cannot be read
+)

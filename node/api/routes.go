@@ -4,8 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"strconv"
+	"time"
 
 	"github.com/gonka-mesh/mesh"
 )
@@ -19,6 +21,9 @@ type Node interface {
 	Peers() []Peer
 	Models(ctx context.Context) ([]Model, error)
 	Receipts(request mesh.Hash, limit int) ([]Receipt, error) // zero hash: the newest
+	Requests(prefix string) ([]mesh.Hash, error)              // with receipts, that begin so in hex; two at most
+	VerifyReceipt(ctx context.Context, request mesh.Hash) (Verification, error)
+	VerifySigned(ctx context.Context, receipts [][]byte) Verification // as in Receipt.Signed, of one answer
 }
 
 // Control is what the control routes do.
@@ -30,9 +35,9 @@ type Control interface {
 }
 
 // Handler returns the routes under /mesh/v1/.
-func Handler(n Node, c Control, g Guard) http.Handler {
+func Handler(n Node, c Control, l Ledger, g Guard) http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /mesh/v1/status", func(w http.ResponseWriter, r *http.Request) { answer(w, n.Status(), nil) })
+	mux.HandleFunc("GET /mesh/v1/status", func(w http.ResponseWriter, r *http.Request) { answer(w, statusOf(r.Context(), n, l), nil) })
 	mux.HandleFunc("GET /mesh/v1/peers", func(w http.ResponseWriter, r *http.Request) { answer(w, n.Peers(), nil) })
 	mux.HandleFunc("GET /mesh/v1/models", func(w http.ResponseWriter, r *http.Request) {
 		models, err := n.Models(r.Context())
@@ -47,13 +52,36 @@ func Handler(n Node, c Control, g Guard) http.Handler {
 		answer(w, receipts, err)
 	})
 	mux.HandleFunc("GET /mesh/v1/receipts/{id}", func(w http.ResponseWriter, r *http.Request) {
-		id, err := mesh.ParseHash(r.PathValue("id"))
+		id, err := requestID(n, r.PathValue("id"))
 		if err != nil {
-			refuse(w, http.StatusBadRequest, "invalid_id", err.Error())
+			answer(w, nil, err)
 			return
 		}
 		receipts, err := n.Receipts(id, 1000)
 		answer(w, receipts, err)
+	})
+	mux.HandleFunc("GET /mesh/v1/receipts/{id}/verify", func(w http.ResponseWriter, r *http.Request) {
+		id, err := requestID(n, r.PathValue("id"))
+		if err != nil {
+			answer(w, nil, err)
+			return
+		}
+		doc, err := n.VerifyReceipt(r.Context(), id)
+		answer(w, doc, err)
+	})
+	mux.HandleFunc("POST /mesh/v1/receipts/verify", func(w http.ResponseWriter, r *http.Request) {
+		var in []struct {
+			Signed []byte `json:"signed"` // of a Receipt; its other fields say the same again
+		}
+		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, MaxReceipts)).Decode(&in); err != nil || len(in) == 0 || len(in) > 1000 {
+			refuse(w, http.StatusBadRequest, "invalid_body", "want the receipts of one answer, as `mesh receipt show ID --json` writes them")
+			return
+		}
+		var signed [][]byte
+		for _, one := range in {
+			signed = append(signed, one.Signed)
+		}
+		answer(w, n.VerifySigned(r.Context(), signed), nil)
 	})
 	mux.HandleFunc("POST /mesh/v1/peers", g.Control(func(w http.ResponseWriter, r *http.Request) {
 		if ref, ok := readRef(w, r); ok {
@@ -67,10 +95,54 @@ func Handler(n Node, c Control, g Guard) http.Handler {
 		m, err := c.RemoveModel(r.Context(), r.PathValue("ref"))
 		answer(w, m, err)
 	}))
+	ledgerRoutes(mux, l, g)
 	mux.HandleFunc("/mesh/v1/", func(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusNotFound, "not_found", "no such call: "+r.Method+" "+short(r.URL.Path))
 	})
 	return mux
+}
+
+// ledgerPatience is how long a node may ask its peers about the ledger for its status.
+const ledgerPatience = 3 * time.Second
+
+// statusOf adds to what a node says of itself how it stands with the ledger.
+func statusOf(ctx context.Context, n Node, l Ledger) Status {
+	s := n.Status()
+	ctx, cancel := context.WithTimeout(ctx, ledgerPatience)
+	defer cancel()
+	doc, err := l.LedgerStatus(ctx)
+	if errors.Is(err, ErrNoLedger) {
+		return s
+	}
+	if err != nil {
+		doc.Error = err.Error()
+	}
+	s.Ledger = &doc
+	return s
+}
+
+// MaxReceipts bounds the receipts of an answer as a document, in bytes.
+const MaxReceipts = 4 << 20
+
+// MinShort is how many digits of an ID stand for it at least.
+const MinShort = 6
+
+// requestID returns the request that an ID, or the beginning of one, stands for.
+func requestID(n Node, id string) (mesh.Hash, error) {
+	hash, err := mesh.ParseHash(id)
+	if err == nil || len(id) < MinShort {
+		return hash, err
+	}
+	found, err := n.Requests(id)
+	switch {
+	case err != nil:
+		return hash, err
+	case len(found) == 0:
+		return hash, fmt.Errorf("receipt %.70s: %w", id, ErrNotFound)
+	case len(found) > 1:
+		return hash, fmt.Errorf("%s is the beginning of receipts %s and %s; type more digits", id, found[0], found[1])
+	}
+	return found[0], nil
 }
 
 // ref is the body of control calls: a multiaddress, a file, a name or a hash.
@@ -115,6 +187,10 @@ func answer(w http.ResponseWriter, doc any, err error) {
 	switch {
 	case errors.Is(err, ErrNotFound):
 		refuse(w, http.StatusNotFound, "not_found", err.Error())
+	case errors.Is(err, ErrNoLedger):
+		refuse(w, http.StatusNotFound, "no_ledger", err.Error())
+	case errors.Is(err, context.DeadlineExceeded):
+		refuse(w, http.StatusGatewayTimeout, "timeout", err.Error())
 	case err != nil:
 		refuse(w, http.StatusBadRequest, "failed", err.Error())
 	default:

@@ -1,0 +1,155 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/gonka-mesh/mesh"
+	"github.com/gonka-mesh/mesh/consensus/ledger/ledgerpb"
+	"github.com/gonka-mesh/mesh/node/api"
+)
+
+func hostCommand(g *globals) *cobra.Command {
+	var from signer
+	var target string
+	stake := &cobra.Command{
+		Use: "stake AMOUNT", Short: "Put collateral behind this node's host, which is registered first if it is not", Args: oneArg("AMOUNT"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return g.stake(cmd, from, target, args[0], func(host []byte, amount uint64) *ledgerpb.Tx {
+				return &ledgerpb.Tx{Action: &ledgerpb.Tx_Stake{Stake: &ledgerpb.Stake{Host: host, Amount: amount}}}
+			})
+		},
+	}
+	unstake := &cobra.Command{
+		Use: "unstake AMOUNT", Short: "Take collateral back; the owner gets it when it has unbonded", Args: oneArg("AMOUNT"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return g.stake(cmd, from, target, args[0], func(host []byte, amount uint64) *ledgerpb.Tx {
+				return &ledgerpb.Tx{Action: &ledgerpb.Tx_Unstake{Unstake: &ledgerpb.Unstake{Host: host, Amount: amount}}}
+			})
+		},
+	}
+	for _, cmd := range []*cobra.Command{stake, unstake} {
+		from.flags(cmd)
+		cmd.Flags().StringVar(&target, "host", "", "PEER whose collateral it is (default: this node)")
+	}
+	return noun("host", "Hosts on the ledger: show, stake, unstake, unjail, delegate",
+		hostShowCommand(g), stake, unstake,
+		&cobra.Command{
+			Use: "unjail", Short: "Come back after downtime", Args: noArgs,
+			RunE: func(cmd *cobra.Command, _ []string) error {
+				return g.submit(cmd, signer{}, &ledgerpb.Tx{Action: &ledgerpb.Tx_Unjail{Unjail: &ledgerpb.Unjail{}}})
+			},
+		},
+		&cobra.Command{
+			Use: "delegate MODEL PEER", Short: "Let another host vote for this one's work on a model; PEER 'none' takes it back, MODEL 'all' is every model", Args: cobra.ExactArgs(2),
+			RunE: func(cmd *cobra.Command, args []string) error {
+				d := &ledgerpb.Delegate{Model: make([]byte, len(mesh.Hash{}))}
+				if args[0] != "all" {
+					model, err := mesh.ParseHash(args[0])
+					if err != nil {
+						return usageError{err}
+					}
+					d.Model = model[:]
+				}
+				if args[1] != "none" {
+					to, err := mesh.ParseAddress(args[1])
+					if err != nil {
+						return usageError{err}
+					}
+					d.To = to[:]
+				}
+				return g.submit(cmd, signer{}, &ledgerpb.Tx{Action: &ledgerpb.Tx_Delegate{Delegate: d}})
+			},
+		})
+}
+
+func hostShowCommand(g *globals) *cobra.Command {
+	return &cobra.Command{
+		Use: "show [PEER]", Short: "Hosts on the ledger, or one of them", Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := g.client()
+			if err != nil {
+				return err
+			}
+			hosts, err := c.Hosts(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if len(args) == 1 {
+				peer, err := mesh.ParseAddress(args[0])
+				if err != nil {
+					return usageError{err}
+				}
+				for _, h := range hosts {
+					if h.Host == peer {
+						return g.showHost(cmd, h)
+					}
+				}
+				return fmt.Errorf("%s is no host on the ledger", peer)
+			}
+			if g.json {
+				return writeJSON(cmd.OutOrStdout(), hosts)
+			}
+			var rows [][]string
+			for _, h := range hosts {
+				rows = append(rows, []string{h.Host.Short(), h.Collateral.String(), fmt.Sprint(h.Weight), percent(h.Power), hostState(h)})
+			}
+			return table(cmd.OutOrStdout(), []string{"HOST", "COLLATERAL", "WEIGHT", "POWER", "STATE"}, rows)
+		},
+	}
+}
+
+func (g *globals) showHost(cmd *cobra.Command, h api.LedgerHost) error {
+	if g.json {
+		return writeJSON(cmd.OutOrStdout(), h)
+	}
+	return fields(cmd.OutOrStdout(),
+		"host", h.Host.String(), "owner", h.Owner.String(), "since", fmt.Sprintf("epoch %d", h.Since),
+		"collateral", h.Collateral.String(), "unbonding", h.Unbonding.String(),
+		"weight", fmt.Sprint(h.Weight), "power", percent(h.Power), "missed", fmt.Sprintf("%d blocks of the window", h.Missed),
+		"state", hostState(h), "key", h.ConsensusKey)
+}
+
+func hostState(h api.LedgerHost) string {
+	state := "serves"
+	switch {
+	case h.Tombstoned:
+		state = "signed two blocks: out for good"
+	case h.JailedUntil > 0:
+		state = fmt.Sprintf("jailed until epoch %d, then `mesh host unjail`", h.JailedUntil)
+	case h.Power > 0:
+		state = "validates"
+	}
+	if h.Own {
+		state += " (this node)"
+	}
+	return state
+}
+
+func percent(share float64) string { return fmt.Sprintf("%.1f %%", 100*share) }
+
+// stake submits a change of a host's collateral.
+func (g *globals) stake(cmd *cobra.Command, from signer, target, text string, make func(host []byte, amount uint64) *ledgerpb.Tx) error {
+	amount, err := mesh.ParseAmount(text)
+	if err != nil {
+		return usageError{err}
+	}
+	var host mesh.Address
+	if target != "" {
+		if host, err = mesh.ParseAddress(target); err != nil {
+			return usageError{err}
+		}
+	} else {
+		c, err := g.client()
+		if err != nil {
+			return err
+		}
+		s, err := c.Status(cmd.Context())
+		if err != nil {
+			return err
+		}
+		host = s.Peer
+	}
+	return g.submit(cmd, from, make(host[:], uint64(amount)))
+}

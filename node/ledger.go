@@ -1,0 +1,283 @@
+package node
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/gonka-mesh/mesh"
+	"github.com/gonka-mesh/mesh/consensus"
+	"github.com/gonka-mesh/mesh/consensus/ledger"
+	"github.com/gonka-mesh/mesh/consensus/light"
+	"github.com/gonka-mesh/mesh/consensus/state"
+	"github.com/gonka-mesh/mesh/node/api"
+	"github.com/gonka-mesh/mesh/p2p"
+)
+
+// Blocks that a full node keeps, and how often it makes a snapshot for those who join.
+const (
+	keepBlocks    = 100_000
+	snapshotEvery = 500
+)
+
+func (c *Config) snapshots() int64 { return cmp.Or(c.snapshotEvery, snapshotEvery) }
+
+// syncFrom is how far behind a new node fetches a snapshot instead of all blocks.
+func (c *Config) syncFrom() int64 { return 2 * c.snapshots() }
+
+// chain is a node's part in the ledger: a full node computes it, a light one verifies.
+type chain struct {
+	n     *Node
+	light *light.Client // of every node: the light ones' only view, and what a snapshot is checked with
+
+	// Of full nodes.
+	key   *consensus.Key
+	store *state.Store
+	app   *consensus.App
+
+	mu     sync.Mutex
+	full   *consensus.Chain // nil before it runs; guarded by mu
+	failed error            // why it ended; guarded by mu
+	tasks  sync.WaitGroup
+	cancel context.CancelFunc // set by start
+}
+
+// buildLedger makes the parts; nil on a network without a ledger.
+func (n *Node) buildLedger() (*chain, error) {
+	if n.genesis.Ledger == nil {
+		return nil, nil
+	}
+	c := &chain{n: n}
+	root, err := c.root()
+	if err != nil {
+		return nil, err
+	}
+	c.light, err = light.New(light.Config{
+		Network: n.genesis.Network(), Root: root, Period: time.Duration(n.genesis.TrustSeconds) * time.Second,
+		Dialer: n.core.Net, Peers: c.fullPeers, Penalise: n.core.Net.Penalise,
+		File: n.home.Path("header"), Fresh: time.Duration(n.genesis.BlockMS) * time.Millisecond, Log: n.log,
+	})
+	if err != nil || n.cfg.Light {
+		return c, err
+	}
+	if c.key, err = consensus.LoadKey(n.home.Dir, n.cfg.Passphrase); err != nil {
+		return nil, err
+	}
+	if c.store, err = state.Open(state.Config{Dir: n.home.Path("ledger"), Log: n.log, SnapshotEvery: uint64(n.cfg.snapshots())}); err != nil {
+		return nil, c.remedied(err)
+	}
+	c.app = consensus.NewApp(consensus.AppConfig{
+		Network: n.genesis.Network(), Store: c.store, Log: n.log, Upgrades: Upgrades, Keep: keepBlocks,
+		Beacon: c.key.Beacon(n.genesis.Network(), n.core.Net.Address()),
+	})
+	return c, nil
+}
+
+// Upgrades are those that this software carries out, by name. See docs/operate.md.
+var Upgrades = map[string]ledger.Migration{}
+
+// root is what a light client believes: a checkpoint of the configuration, or the
+// validators of the genesis.
+func (c *chain) root() (light.Root, error) {
+	if c.n.cfg.Trust == "" {
+		validators, err := consensus.FirstValidators(c.n.genesis.Network(), c.n.genesis.Ledger)
+		return light.Root{Validators: validators, Time: c.n.genesis.Created}, err
+	}
+	height, hash, ok := strings.Cut(c.n.cfg.Trust, ":")
+	h, err := strconv.ParseUint(height, 10, 63)
+	if !ok || err != nil || h == 0 {
+		return light.Root{}, fmt.Errorf("--trust %q: want HEIGHT:HASH", c.n.cfg.Trust)
+	}
+	id, err := mesh.ParseHash(strings.ToLower(hash))
+	if err != nil {
+		return light.Root{}, fmt.Errorf("--trust: %w", err)
+	}
+	return light.Root{Height: mesh.Height(h), Hash: id}, nil
+}
+
+// fullPeers lists the connected nodes that follow the ledger.
+func (c *chain) fullPeers() []mesh.Address {
+	var out []mesh.Address
+	for _, p := range c.n.core.Net.Peers() {
+		if p.Role != p2p.RoleLight {
+			out = append(out, p.Address)
+		}
+	}
+	return out
+}
+
+// start begins to follow the ledger in the background: the API answers meanwhile.
+func (c *chain) start(ctx context.Context) {
+	ctx, c.cancel = context.WithCancel(ctx)
+	every := time.Duration(c.n.genesis.BlockMS) * time.Millisecond
+	c.tasks.Go(func() { c.n.follow(ctx, every) })
+	if c.store == nil {
+		return
+	}
+	c.tasks.Go(func() { c.n.till.run(ctx, every) })
+	desk := &consensus.Desk{Chain: c.running, Store: c.store, Penalise: c.n.core.Net.Penalise}
+	c.n.core.Net.Handle("light", consensus.LightLimits, desk.ServeLight)
+	c.n.core.Net.Handle("tx", consensus.TxLimits, desk.ServeTx)
+	c.tasks.Go(func() {
+		if err := c.run(ctx); err != nil && ctx.Err() == nil {
+			err = c.remedied(err)
+			c.mu.Lock()
+			c.failed = err
+			c.mu.Unlock()
+			c.n.log.Error("the ledger has stopped; this node serves on without it", "err", err)
+		}
+	})
+}
+
+// remedied says of a damaged database what to do about it.
+func (c *chain) remedied(err error) error {
+	if known := (*consensus.DamagedError)(nil); errors.As(err, &known) || !state.Damaged(err) {
+		return err
+	}
+	return &consensus.DamagedError{Home: c.n.home.Path("ledger"), Err: err}
+}
+
+// run follows the ledger until ctx ends or it fails.
+func (c *chain) run(ctx context.Context) error {
+	g := c.n.genesis
+	app, err := json.Marshal(g.Ledger)
+	if err != nil {
+		return fmt.Errorf("encode the ledger's genesis: %w", err)
+	}
+	cfg := consensus.Config{
+		Home: c.n.home.Path("ledger"), Genesis: consensus.NewGenesis(g.Network(), g.Created, app, time.Duration(g.TrustSeconds)*time.Second),
+		App: c.app, Signer: c.key.Signer(), Net: c.n.core.Net, Open: consensus.Databases(c.store), Log: c.n.log, Metrics: c.n.metrics,
+		Commit: time.Duration(g.BlockMS) * time.Millisecond, Propose: patienceOf(g.BlockMS), Vote: patienceOf(g.BlockMS) / 2,
+	}
+	if c.n.cfg.CometListen != "" {
+		cfg.Transport = consensus.TransportComet
+		cfg.Comet = &consensus.Comet{Listen: c.n.cfg.CometListen, Peers: c.n.cfg.CometPeers, Key: c.n.key}
+	}
+	if err := c.app.Ready(); err != nil {
+		return err
+	}
+	if c.farBehind(ctx) {
+		cfg.StateSync = &consensus.StateSync{Trusted: c.light}
+	}
+	full, err := consensus.New(cfg)
+	if err != nil {
+		return err
+	}
+	if err := full.Start(ctx); err != nil {
+		return err
+	}
+	defer full.Stop()
+	c.mu.Lock()
+	c.full = full
+	c.mu.Unlock()
+	defer func() {
+		c.mu.Lock()
+		c.full = nil
+		c.mu.Unlock()
+	}()
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-c.app.Failed():
+		return err
+	case err := <-full.Err():
+		// The application's own words say more than consensus does about it.
+		select {
+		case said := <-c.app.Failed():
+			return said
+		case <-time.After(100 * time.Millisecond):
+			return err
+		}
+	}
+}
+
+// patienceOf is how long a proposal is waited for: every block whose proposer is gone
+// takes as much longer, and rounds that come to nothing wait longer by themselves.
+func patienceOf(blockMS int64) time.Duration {
+	return min(max(time.Duration(blockMS)*time.Millisecond, time.Second), 3*time.Second)
+}
+
+// farBehind reports whether a new node should fetch a snapshot. It gives peers a few
+// seconds to appear; a node of the genesis set that is alone begins the chain.
+func (c *chain) farBehind(ctx context.Context) bool {
+	if c.store.Height() > 0 {
+		return false
+	}
+	if time.Since(c.n.genesis.Created) < time.Duration(c.n.cfg.syncFrom()*c.n.genesis.BlockMS)*time.Millisecond {
+		return false // so young that all blocks are few
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	for ctx.Err() == nil {
+		head, err := c.light.Head(ctx)
+		if err == nil {
+			return head.Height > mesh.Height(c.n.cfg.syncFrom())
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+	return false
+}
+
+// running returns the chain, or why there is none.
+func (c *chain) running() (*consensus.Chain, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.failed != nil:
+		return nil, fmt.Errorf("the ledger has stopped here: %w", c.failed)
+	case c.full == nil:
+		return nil, errors.New("the ledger is still starting here")
+	}
+	return c.full, nil
+}
+
+// close ends everything; ctx of start has ended.
+func (c *chain) close() error {
+	if c == nil {
+		return nil
+	}
+	if c.cancel != nil {
+		c.cancel()
+	}
+	c.tasks.Wait()
+	if c.store != nil {
+		return c.store.Close()
+	}
+	return nil
+}
+
+// reading is a view of the ledger at one moment.
+type reading struct {
+	ledger.View
+	proven bool
+	end    func() (mesh.Height, error)
+}
+
+// read opens a view; end it before its records are believed.
+func (n *Node) read(ctx context.Context) (*reading, error) {
+	switch {
+	case n.chain == nil:
+		return nil, api.ErrNoLedger
+	case n.chain.store == nil:
+		r := n.chain.light.Reader(ctx)
+		return &reading{ledger.NewView(r), true, func() (mesh.Height, error) { return r.Height(), r.Err() }}, nil
+	case n.chain.store.Height() == 0:
+		if _, err := n.chain.running(); err != nil {
+			return nil, err
+		}
+		return nil, errors.New("the ledger has no block here yet; try again in a second")
+	}
+	v := n.chain.store.View()
+	return &reading{ledger.NewView(v), false, func() (mesh.Height, error) {
+		return v.Height(), errors.Join(v.Err(), v.Close())
+	}}, nil
+}

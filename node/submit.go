@@ -1,0 +1,179 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protojson"
+
+	"github.com/gonka-mesh/mesh"
+	"github.com/gonka-mesh/mesh/consensus"
+	"github.com/gonka-mesh/mesh/consensus/ledger"
+	"github.com/gonka-mesh/mesh/consensus/ledger/ledgerpb"
+	"github.com/gonka-mesh/mesh/consensus/light"
+	"github.com/gonka-mesh/mesh/node/api"
+)
+
+// submitWait is how long a transaction may take to be in a block.
+const submitWait = 60 * time.Second
+
+// Submit puts a transaction on the chain: one that is signed, or an action that this
+// node signs.
+func (n *Node) Submit(ctx context.Context, in api.Submit) (api.Submitted, error) {
+	ctx, cancel := context.WithTimeout(ctx, submitWait)
+	defer cancel()
+	if in.Signed != nil {
+		return n.put(ctx, in.Signed)
+	}
+	action := new(ledgerpb.Tx)
+	if err := protojson.Unmarshal(in.Action, action); err != nil {
+		return api.Submitted{}, fmt.Errorf("action: %w", err)
+	}
+	return n.act(ctx, action)
+}
+
+// act signs and submits an action of this node's account, one at a time, so that each
+// has the next number.
+func (n *Node) act(ctx context.Context, tx *ledgerpb.Tx) (api.Submitted, error) {
+	select {
+	case n.signing <- struct{}{}:
+		defer func() { <-n.signing }()
+	case <-ctx.Done():
+		return api.Submitted{}, fmt.Errorf("wait for another transaction of this node: %w", ctx.Err())
+	}
+	if err := n.register(ctx, tx); err != nil {
+		return api.Submitted{}, err
+	}
+	raw, err := n.sign(ctx, tx)
+	if err != nil {
+		return api.Submitted{}, err
+	}
+	return n.put(ctx, raw)
+}
+
+// register makes a host of this node before its first stake. signing is held.
+func (n *Node) register(ctx context.Context, tx *ledgerpb.Tx) error {
+	self := n.core.Net.Address()
+	stake := tx.GetStake()
+	if stake == nil || string(stake.GetHost()) != string(self[:]) || n.chain == nil || n.chain.key == nil {
+		return nil
+	}
+	r, err := n.read(ctx)
+	if err != nil {
+		return err
+	}
+	host, err := r.Host(self)
+	if _, ended := r.end(); errors.Join(ended, err) != nil {
+		return errors.Join(ended, err)
+	}
+	if host != nil {
+		return nil
+	}
+	registration, err := n.chain.key.Registration(n.genesis.Network(), self, n.owner())
+	if err != nil {
+		return err
+	}
+	raw, err := n.sign(ctx, &ledgerpb.Tx{Action: &ledgerpb.Tx_RegisterHost{RegisterHost: registration}})
+	if err != nil {
+		return err
+	}
+	if _, err := n.put(ctx, raw); err != nil {
+		return fmt.Errorf("register this host: %w", err)
+	}
+	return nil
+}
+
+// owner is the account that rewards go to.
+func (n *Node) owner() mesh.Address {
+	if a, err := mesh.ParseAddress(n.cfg.Owner); err == nil {
+		return a
+	}
+	return n.core.Net.Address()
+}
+
+// sign completes a transaction with number and fee.
+func (n *Node) sign(ctx context.Context, tx *ledgerpb.Tx) ([]byte, error) {
+	r, err := n.read(ctx)
+	if err != nil {
+		return nil, err
+	}
+	account, err := r.Account(n.core.Net.Address())
+	params, err2 := r.Params()
+	if _, ended := r.end(); errors.Join(ended, err, err2) != nil {
+		return nil, errors.Join(ended, err, err2)
+	}
+	fee, err := ledger.FeeOf(params, tx)
+	if err != nil {
+		return nil, err
+	}
+	tx.Nonce, tx.Fee = account.GetNonce(), uint64(fee)
+	return ledger.SignTx(n.genesis.Network(), n.key, tx)
+}
+
+// put hands a transaction to the chain and waits for its block.
+func (n *Node) put(ctx context.Context, raw []byte) (api.Submitted, error) {
+	if n.chain == nil {
+		return api.Submitted{}, api.ErrNoLedger
+	}
+	tx, err := ledger.ParseTx(n.genesis.Network(), raw)
+	if err != nil {
+		return api.Submitted{}, err
+	}
+	out := api.Submitted{ID: tx.ID, Kind: tx.Kind(), Sender: tx.Sender, Fee: mesh.Amount(tx.Pb.GetFee())}
+	fresh := false
+	if tx.Pb.GetOpenEscrow() != nil {
+		// Before it leaves: who does not hear of its block must not lose sight of the money.
+		out.Escrow = ledger.EscrowID(n.genesis.Network(), tx.Sender, tx.Pb.GetNonce())
+		if fresh, err = n.purse.remember(tx.Sender, out.Escrow); err != nil {
+			return out, fmt.Errorf("note the escrow: %w", err)
+		}
+	}
+	if n.chain.store == nil {
+		out.Height, err = n.chain.light.Submit(ctx, raw)
+	} else {
+		out.Height, err = n.chain.submit(ctx, raw)
+	}
+	var refused *consensus.Refused
+	switch {
+	case err == nil:
+		n.remember(tx)
+		n.purse.wake()
+	case !fresh:
+	case errors.As(err, &refused) || errors.Is(err, light.ErrRefused) && !errors.Is(err, light.ErrLost):
+		if ferr := n.purse.forget(tx.Sender, out.Escrow); ferr != nil {
+			n.log.Warn("an escrow that was not opened is still noted here", "escrow", out.Escrow.String(), "err", ferr)
+		}
+	default:
+		err = fmt.Errorf("%w; the escrow is then %s", err, out.Escrow)
+	}
+	return out, err
+}
+
+// remember notes the escrow of the sender that a transaction is about: one that was opened
+// elsewhere, or whose note was lost, is known here from then on. Who tops up another's
+// escrow notes it as their own, which draws on nothing: its owner is another.
+func (n *Node) remember(tx *ledger.Tx) {
+	escrow := tx.Pb.GetTopEscrow().GetEscrow()
+	if escrow == nil {
+		escrow = tx.Pb.GetSetLane().GetEscrow()
+	}
+	id, err := mesh.HashFromBytes(escrow)
+	if err != nil {
+		return
+	}
+	if _, err := n.purse.remember(tx.Sender, id); err != nil {
+		n.log.Warn("an escrow could not be noted here", "escrow", id.String(), "err", err)
+	}
+}
+
+// submit puts a transaction into this node's own mempool.
+func (c *chain) submit(ctx context.Context, raw []byte) (mesh.Height, error) {
+	full, err := c.running()
+	if err != nil {
+		return 0, err
+	}
+	r, err := full.Submit(ctx, raw)
+	return r.Height, err
+}

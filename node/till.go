@@ -1,0 +1,375 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/gonka-mesh/mesh"
+	"github.com/gonka-mesh/mesh/consensus/ledger"
+	"github.com/gonka-mesh/mesh/consensus/ledger/ledgerpb"
+	"github.com/gonka-mesh/mesh/inference"
+	"github.com/gonka-mesh/mesh/inference/inferencepb"
+	"github.com/gonka-mesh/mesh/inference/receipts"
+	"github.com/gonka-mesh/mesh/node/api"
+)
+
+// till takes payment for this host's answers: it serves up to what the payer's escrow
+// holds for this host, keeps the payers' vouchers, and settles each epoch that ended.
+// What is due and the vouchers are on disk, so that a restart loses none of it.
+type till struct {
+	tillConfig
+	meter *tillMeter
+
+	mu      sync.Mutex
+	open    map[account]*tab              // of epochs that are not settled; guarded by mu
+	lent    map[mesh.Address]mesh.Amount  // to payers without an escrow; guarded by mu
+	lentIn  mesh.Epoch                    // guarded by mu
+	provers map[mesh.Epoch]*ledger.Prover // of settled epochs, nil where nothing was due; guarded by mu
+	closed  mesh.Epoch                    // answers of epochs before this one are taken no more; guarded by mu
+	settled mesh.Epoch                    // epochs before this one are settled, or had nothing; guarded by mu
+	failed  int                           // settlements of the epoch that a block had and refused; run alone uses it
+}
+
+// tillConfig is what a till needs of its node.
+type tillConfig struct {
+	network mesh.NetworkID
+	self    mesh.Address
+	store   *receipts.Store
+	credit  mesh.Amount   // for each payer without an escrow, in an epoch
+	block   time.Duration // from one to the next
+	atOnce  int           // lines of a transaction; 0: as many as the ledger takes
+	log     *slog.Logger
+	epoch   func() mesh.Epoch
+	read    func(context.Context) (*reading, error)
+	act     func(context.Context, *ledgerpb.Tx) (api.Submitted, error)
+}
+
+// tab is what one payer's answers of an epoch came to.
+type tab struct {
+	owner    mesh.Address               // of the escrow
+	implicit mesh.Amount                // this host's part of the escrow's pool of the epoch
+	explicit mesh.Amount                // what is left in its lane, for this epoch and the one before
+	looked   time.Time                  // when these were read; zero: not yet
+	served   mesh.Amount                // by final receipts
+	dearest  mesh.Amount                // of them
+	parts    map[receipts.Part]struct{} // that are due: one receipt for each
+	reserved mesh.Amount                // by answers that run
+	acked    mesh.Amount                // by the last voucher
+	acks     uint64
+}
+
+// beyond is what a tab takes of the lane: its part of the pool is used up first.
+func (at *tab) beyond() mesh.Amount {
+	taken := at.served + at.reserved
+	return taken - min(taken, at.implicit)
+}
+
+const (
+	lookAgain = 2 * time.Second // lanes only grow while an epoch runs
+	// maxUnacked is how many answers a payer may owe its word on.
+	maxUnacked = 32
+	keptEpochs = 8 // of vouchers and provers
+	// maxBorrowers is how many payers without an escrow get something in an epoch: who
+	// gives credit gives it to anyone, and addresses cost nothing.
+	maxBorrowers = 10_000
+	// lateBlocks is for how many blocks of an epoch requests of the one before are taken:
+	// a light payer hears of its end some blocks later than this host, and an answer that
+	// lost its host goes on under its old epoch.
+	lateBlocks = 60
+	// maxFailed is how often a settlement is tried that a block had and refused: each costs its fee.
+	maxFailed = 3
+)
+
+// late is the same where epochs are short: no more than half of the time for settling,
+// of which the last block is too late to send in.
+func late(settle uint64) uint64 { return min(lateBlocks, settle/2, settle-min(settle, 2)) }
+
+// openTill counts what a run before this one left.
+func openTill(cfg tillConfig) (*till, error) {
+	setDefault(&cfg.atOnce, ledger.MaxSettleLines)
+	t := &till{tillConfig: cfg, meter: newTillMeter(), open: make(map[account]*tab),
+		lent: make(map[mesh.Address]mesh.Amount), provers: make(map[mesh.Epoch]*ledger.Prover)}
+	sealed, err := t.store.Sealed(t.self)
+	if err != nil {
+		return nil, err
+	}
+	for epoch := range sealed {
+		t.closed = max(t.closed, epoch+1)
+	}
+	err = t.store.AllDue(func(d receipts.Due) {
+		// What is sealed is only sent and proven; of the last one nobody knows here whether it was sent.
+		if d.Host == t.self && (!sealed[d.Epoch] || d.Epoch+1 == t.closed) {
+			t.tab(account{d.Escrow, d.Host, d.Epoch}).add(d.Part, d.Price)
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	return t, t.store.Vouchers(func(v receipts.Voucher) {
+		if at := t.open[account{v.Escrow, v.Host, v.Epoch}]; at != nil && v.Host == t.self {
+			at.acked, at.acks = max(at.acked, v.Amount), max(at.acks, v.Receipts)
+		}
+	})
+}
+
+// add counts a receipt. One for what was paid for already is not due: it only takes up
+// room, so that nobody has the same answer made for nothing again and again.
+func (at *tab) add(part receipts.Part, price mesh.Amount) {
+	at.served += price
+	at.dearest = max(at.dearest, price)
+	at.parts[part] = struct{}{}
+}
+
+// receipts is how many receipts are due.
+func (at *tab) receipts() uint64 { return uint64(len(at.parts)) }
+
+// tab returns the tab of an account. mu is held, or nobody else has t.
+func (t *till) tab(a account) *tab {
+	at := t.open[a]
+	if at == nil {
+		at = &tab{parts: make(map[receipts.Part]struct{})}
+		t.open[a] = at
+	}
+	return at
+}
+
+func unpaid(format string, args ...any) error {
+	return &inference.Refusal{Code: inference.CodeUnpaid, Message: fmt.Sprintf(format, args...)}
+}
+
+// soon refuses what may be right a block later: this host is behind, or the payer ahead.
+func (t *till) soon(format string, args ...any) error {
+	return &inference.Refusal{Code: inference.CodeBusy, WaitMs: t.block.Milliseconds(), Message: fmt.Sprintf(format, args...)}
+}
+
+// Admit implements host.Till.
+func (t *till) Admit(req *inference.Request, most mesh.Amount) (func(*inferencepb.Signed), error) {
+	if len(req.Pb.GetEscrow()) == 0 {
+		if done := t.lend(req.Payer, most); done != nil {
+			return done, nil
+		}
+		return nil, unpaid("this host asks up to %s for this, and the request draws on no escrow: open one with `mesh wallet escrow AMOUNT`", most)
+	}
+	id, err := mesh.HashFromBytes(req.Pb.GetEscrow())
+	if err != nil {
+		return nil, unpaid("escrow: %v", err)
+	}
+	a := account{id, t.self, mesh.Epoch(req.Pb.GetEpoch())}
+	if !t.fresh(a, req.Payer) {
+		if err := t.look(a, req.Payer); err != nil {
+			return nil, err
+		}
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	at := t.open[a]
+	if a.epoch < t.closed || at == nil {
+		return nil, unpaid("the request is of epoch %d, which is being settled", a.epoch)
+	}
+	if owed := at.receipts() - min(at.receipts(), at.acks); owed >= maxUnacked {
+		return nil, unpaid("%d answers of this epoch are not acknowledged by a voucher", owed)
+	}
+	if owed := at.served - min(at.served, at.acked); owed/maxUnacked > at.dearest {
+		return nil, unpaid("the vouchers of this epoch are for %s less than its answers", owed)
+	}
+	if room := t.room(a, at); most > room {
+		return nil, unpaid("this may cost %s, and escrow %s holds %s more for this host in epoch %d: add to it with `mesh wallet escrow top`, or ask for fewer tokens",
+			most, id.Short(), room, a.epoch)
+	}
+	at.reserved += most
+	return func(receipt *inferencepb.Signed) { t.done(at, most, receipt) }, nil
+}
+
+// done ends a reservation.
+func (t *till) done(at *tab, most mesh.Amount, receipt *inferencepb.Signed) {
+	r := t.priced(receipt)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	at.reserved -= min(at.reserved, most)
+	if r != nil {
+		at.add(receipts.PartOf(r), mesh.Amount(r.Pb.GetPrice()))
+	}
+}
+
+// priced returns a receipt that has a price; nil for others and none.
+func (t *till) priced(receipt *inferencepb.Signed) *inference.Receipt {
+	if receipt == nil {
+		return nil
+	}
+	r, err := inference.ParseReceipt(t.network, receipt)
+	if err != nil || r.Pb.GetPrice() == 0 {
+		return nil
+	}
+	t.meter.served.Add(float64(r.Pb.GetPrice()))
+	return r
+}
+
+// room is how much more may be served on a tab: what is left of the pool, and of the
+// lane, which the epochs before and after may use too. mu is held.
+func (t *till) room(a account, at *tab) mesh.Amount {
+	taken := at.served + at.reserved
+	lane := at.beyond()
+	for _, epoch := range []mesh.Epoch{a.epoch - 1, a.epoch + 1} {
+		if other := t.open[account{a.escrow, a.host, epoch}]; other != nil && epoch >= t.settled {
+			lane += other.beyond()
+		}
+	}
+	return at.implicit - min(at.implicit, taken) + at.explicit - min(at.explicit, lane)
+}
+
+// lend lets a payer without an escrow have something, so that a newcomer can start at
+// once. It counts by payer and epoch, and is not paid back. Nil: no more.
+func (t *till) lend(payer mesh.Address, most mesh.Amount) func(*inferencepb.Signed) {
+	now := t.epoch() // whatever the request says
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if now != t.lentIn {
+		clear(t.lent)
+		t.lentIn = now
+	}
+	has := t.lent[payer]
+	if has+most > t.credit || has == 0 && len(t.lent) >= maxBorrowers {
+		return nil
+	}
+	t.lent[payer] = has + most
+	return func(receipt *inferencepb.Signed) {
+		price := mesh.Amount(0)
+		if r := t.priced(receipt); r != nil {
+			price = min(mesh.Amount(r.Pb.GetPrice()), most)
+		}
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		if t.lentIn != now {
+			return
+		}
+		if t.lent[payer] -= most - price; t.lent[payer] == 0 {
+			delete(t.lent, payer)
+		}
+	}
+}
+
+// fresh reports whether an account was looked at lately, for the same payer.
+func (t *till) fresh(a account, payer mesh.Address) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	at := t.open[a]
+	return at != nil && at.owner == payer && time.Since(at.looked) < lookAgain
+}
+
+// look reads from the ledger what an escrow holds for this host.
+func (t *till) look(a account, payer mesh.Address) error {
+	for {
+		t.mu.Lock()
+		settled := t.settled
+		t.mu.Unlock()
+		lane, err := t.lane(a, payer)
+		if err != nil {
+			return err
+		}
+		t.mu.Lock()
+		if t.settled == settled {
+			if a.epoch >= t.closed {
+				at := t.tab(a)
+				at.owner = payer // lane has checked
+				at.implicit, at.explicit, at.looked = max(at.implicit, lane.Implicit), lane.Explicit, time.Now()
+			}
+			t.mu.Unlock()
+			return nil
+		}
+		// Settled meanwhile: what was read may be of before, when the lane held more.
+		t.mu.Unlock()
+	}
+}
+
+func (t *till) lane(a account, payer mesh.Address) (lane ledger.Lane, err error) {
+	r, err := t.read(context.Background())
+	if err != nil {
+		return lane, t.soon("this host cannot look at the ledger now: %v", err)
+	}
+	e, _, err := r.Escrow(a.escrow)
+	now, err2 := r.Epoch()
+	params, err3 := r.Params()
+	var refused error
+	if errors.Join(err, err2, err3) == nil && e != nil {
+		lane, refused = ledger.LaneOf(t.network, r.View, a.escrow, t.self, a.epoch)
+	}
+	height, ended := r.end()
+	before := uint64(a.epoch)+1 == now.GetEpoch() && uint64(height) < now.GetStart()+late(params.GetSettleBlocks())
+	switch err := errors.Join(ended, err, err2, err3); {
+	case err != nil:
+		return lane, t.soon("this host cannot look at the ledger now: %v", err)
+	case e == nil:
+		return lane, t.soon("the ledger has no escrow %s yet", a.escrow.Short())
+	case string(e.GetOwner()) != string(payer[:]):
+		return lane, unpaid("escrow %s is not the payer's", a.escrow.Short())
+	case mesh.Epoch(now.GetEpoch()) < a.epoch:
+		return lane, t.soon("the request is of epoch %d, it is epoch %d here", a.epoch, now.GetEpoch())
+	case mesh.Epoch(now.GetEpoch()) > a.epoch && !before:
+		return lane, unpaid("the request is of epoch %d, it is epoch %d", a.epoch, now.GetEpoch())
+	case refused != nil:
+		return lane, unpaid("%v", refused)
+	}
+	return lane, nil
+}
+
+// Voucher implements host.Till.
+func (t *till) Voucher(signed *inferencepb.Signed) error {
+	owner, err := t.ownerOf(signed)
+	if err != nil {
+		return err
+	}
+	v, err := inference.ParseVoucher(t.network, owner, signed)
+	if err != nil {
+		return err
+	}
+	if v.Host != t.self {
+		return fmt.Errorf("the voucher is for %s", v.Host.Short())
+	}
+	t.mu.Lock()
+	at := t.open[account{v.Escrow, v.Host, v.Epoch}]
+	known := uint64(0)
+	if at != nil {
+		known = at.receipts()
+	}
+	t.mu.Unlock()
+	switch {
+	case at == nil:
+		return errors.New("nothing was served under this escrow in this epoch, or it is settled")
+	case v.Receipts > known+maxUnacked: // some may still be on their way to the disk
+		return fmt.Errorf("the voucher acknowledges %d answers, there are %d", v.Receipts, known)
+	}
+	if err := t.store.PutVoucher(v, signed); err != nil {
+		return err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if v.Amount > at.acked {
+		t.meter.acknowledged.Add(float64(v.Amount - at.acked))
+	}
+	at.acked, at.acks = max(at.acked, v.Amount), max(at.acks, v.Receipts)
+	return nil
+}
+
+// ownerOf asks the ledger whose signature a voucher needs.
+func (t *till) ownerOf(signed *inferencepb.Signed) (mesh.Address, error) {
+	id, err := inference.VoucherEscrow(signed)
+	if err != nil {
+		return mesh.Address{}, err
+	}
+	r, err := t.read(context.Background())
+	if err != nil {
+		return mesh.Address{}, err
+	}
+	e, _, err := r.Escrow(id)
+	if _, ended := r.end(); errors.Join(ended, err) != nil {
+		return mesh.Address{}, errors.Join(ended, err)
+	}
+	if e == nil {
+		return mesh.Address{}, fmt.Errorf("the ledger has no escrow %s", id.Short())
+	}
+	return mesh.AddressOf(e.GetOwner()), nil
+}
