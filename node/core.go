@@ -101,7 +101,7 @@ func (c *Core) build(cfg CoreConfig) (err error) {
 // Bounds of the streams. An infer stream carries one call at a time and is kept for
 // the next, so a busy router holds as many as it has answers in the making.
 var (
-	inferLimits = p2p.Limits{PerPeer: 96, Total: 1024, MaxMessage: 64 << 10, Rate: 200, Burst: 400} // the host counts the bytes of calls itself
+	inferLimits = p2p.Limits{PerPeer: 256, Total: 1024, MaxMessage: 64 << 10, Rate: 200, Burst: 400} // the host counts the bytes of calls itself; more streams than a busy router has answers, so that a cancel finds one
 	offerLimits = p2p.Limits{PerPeer: 8, Total: 512, MaxMessage: 8 << 10, Rate: 50, Burst: 200}
 )
 
