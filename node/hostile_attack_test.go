@@ -75,7 +75,7 @@ func buildAttacks() []attack {
 	for _, h := range []struct {
 		protocol string
 		hold     int
-	}{{"infer", 96}, {"offer", 8}, {"manifest", 4}, {"blob", 8}, {"peers", 16}, {"hello", 2}} {
+	}{{"infer", 256}, {"offer", 8}, {"manifest", 4}, {"blob", 8}, {"peers", 16}, {"hello", 2}} {
 		out = append(out, attack{name: "hoard-" + h.protocol, few: 5000, hold: h.hold, cut: true, pace: h.protocol == "infer" || h.protocol == "hello",
 			run: func(q *squad) { q.hoard(h.protocol) }})
 	}
