@@ -94,7 +94,7 @@ func streamed(t *testing.T, p openai.ChatCompletionNewParams) (openai.ChatComple
 	if err := stream.Err(); err != nil {
 		t.Fatal(err)
 	}
-	if len(chunks) < 3 || chunks[0].Choices[0].Delta.Role != "assistant" {
+	if len(chunks) < 2 || chunks[0].Choices[0].Delta.Role != "assistant" {
 		t.Fatalf("%d chunks, the first must have the role", len(chunks))
 	}
 	return sum, chunks
@@ -112,9 +112,16 @@ func TestStream(t *testing.T) {
 			t.Errorf("chunk without include_usage: %s", c.RawJSON())
 		}
 	}
-	// A fast host may put several tokens into one event, but not all of them.
-	if len(chunks) <= 5 {
-		t.Errorf("%d chunks for %d tokens: it was not streamed", len(chunks), want.Usage.CompletionTokens)
+}
+
+func TestStreamLong(t *testing.T) {
+	p := ask(t, question)
+	p.MaxTokens = openai.Int(400)
+	p.SetExtraFields(map[string]any{"ignore_eos": true})
+	_, chunks := streamed(t, p)
+	// On a busy machine several tokens share an event, so a short answer may come in one piece; a long one may not.
+	if len(chunks) < 6 {
+		t.Errorf("%d chunks for 400 tokens: it was not streamed", len(chunks))
 	}
 }
 

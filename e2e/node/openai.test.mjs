@@ -55,9 +55,14 @@ test('stream', async () => {
   assert.equal(text, whole.choices[0].message.content);
   assert.equal(chunks[0].choices[0].delta.role, 'assistant');
   assert.equal(chunks.at(-1).choices[0].finish_reason, 'stop');
-  // A fast host may put several tokens into one event, but not all of them.
-  assert.ok(chunks.length > 5, `${chunks.length} chunks`);
   assert.ok(chunks.every((c) => c.usage === undefined));
+});
+
+test('stream of a long answer', async () => {
+  // On a busy machine several tokens share an event, so a short answer may come in one piece; a long one may not.
+  const { chunks } = await streamed({ temperature: 1, ignore_eos: true, max_tokens: 400 });
+  const pieces = chunks.filter((c) => c.choices[0].delta.content);
+  assert.ok(pieces.length > 3, `${pieces.length} pieces`);
 });
 
 test('stream with the helper of the SDK', async () => {
