@@ -42,7 +42,7 @@ const (
 	tableRewards    = 'W' // epoch → Rewards
 	tableRun        = 'R' // run → Run
 	tableSettlement = 'S' // epoch, host → Settlement
-	tableUnbonding  = 'B' // epoch, host, number → Unbonding
+	tableUnbonding  = 'B' // epoch, host → Unbonding
 	tableUpgrade    = 'U' // → Upgrade that is planned; name → Upgrade that was carried out
 	tableVesting    = 'V' // address → Vesting
 
