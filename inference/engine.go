@@ -178,8 +178,8 @@ type TooLongError struct {
 }
 
 func (e *TooLongError) Error() string {
-	if e.MaxTokens == 0 {
-		return fmt.Sprintf("this model's context is %d tokens; the text has %d", e.Context, e.Prompt)
+	if e.Prompt > e.Context { // nobody counts on
+		return fmt.Sprintf("this model's context is %d tokens; the text has %d or more", e.Context, e.Prompt)
 	}
 	return fmt.Sprintf("this model's context is %d tokens; the prompt has %d and up to %d were asked for",
 		e.Context, e.Prompt, e.MaxTokens)

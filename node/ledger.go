@@ -73,14 +73,11 @@ func (n *Node) buildLedger() (*chain, error) {
 		return nil, c.remedied(err)
 	}
 	c.app = consensus.NewApp(consensus.AppConfig{
-		Network: n.genesis.Network(), Store: c.store, Log: n.log, Upgrades: Upgrades, Keep: keepBlocks,
+		Network: n.genesis.Network(), Store: c.store, Log: n.log, Upgrades: upgrades, Keep: keepBlocks,
 		Beacon: c.key.Beacon(n.genesis.Network(), n.core.Net.Address()),
 	})
 	return c, nil
 }
-
-// Upgrades are those that this software carries out, by name. See docs/operate.md.
-var Upgrades = map[string]ledger.Migration{}
 
 // root is what a light client believes: a checkpoint of the configuration, or the
 // validators of the genesis.

@@ -381,7 +381,7 @@ func rulesOf(r *reading) (api.Rules, error) {
 	if err != nil || plan == nil {
 		return out, err
 	}
-	_, known := Upgrades[plan.GetName()]
+	_, known := upgrades[plan.GetName()]
 	out.Upgrade = &api.Upgrade{Name: plan.GetName(), Height: mesh.Height(plan.GetHeight()), Info: plan.GetInfo(), Known: known}
 	return out, nil
 }

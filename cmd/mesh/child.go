@@ -23,6 +23,9 @@ const startLimit = 30 * time.Second
 // stopLimit is how long a child may take to stop before it is killed.
 const stopLimit = 15 * time.Second
 
+// childFile is the binary that children run: this one, but for a test of two versions.
+var childFile = os.Executable
+
 // child is a node in a process of its own, which ends with this one.
 type child struct {
 	Ready api.Ready
@@ -37,7 +40,7 @@ type child struct {
 // startChild runs `mesh up ARGS` with a home of its own until it is ready. Its log
 // goes to mesh.log in that home.
 func startChild(ctx context.Context, home string, args ...string) (*child, error) {
-	exe, err := os.Executable()
+	exe, err := childFile()
 	if err != nil {
 		return nil, fmt.Errorf("find my own file: %w", err)
 	}

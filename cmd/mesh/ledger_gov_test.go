@@ -1,8 +1,10 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -21,6 +23,9 @@ func TestLedgerGoverned(t *testing.T) {
 	if os.Getenv("MESH_LONG") == "" {
 		t.Skip("a minute of five processes; MESH_LONG=1 runs it")
 	}
+	v1 := buildVersion(t, "v1.0.0", "")
+	v2 := buildVersion(t, "v1.1.0", "testdata/upgrades_v2.go.txt")
+	runVersion(t, v1)
 	n := newLedger(t, 4, 250*time.Millisecond, 24)
 	all := n.living()
 	reach(t, 2, all...)
@@ -80,23 +85,63 @@ func TestLedgerGoverned(t *testing.T) {
 	}
 
 	stopAll(n.hosts)
-	t.Setenv(upgradesEnv, "v2")
+	runVersion(t, v2)
 	n.startLedger()
 	reach(t, at+2, n.living()...)
 	agreeNow(t, n.living()...)
-	if rules, err := n.living()[0].Rules(t.Context()); err != nil || rules.Upgrade != nil || rules.Params["fee_per_byte"] != 11 {
+	if rules, err := n.living()[0].Rules(t.Context()); err != nil || rules.Upgrade != nil || rules.Params["fee_per_byte"] != 12 {
 		t.Errorf("after the upgrade: %+v, %v", rules, err)
+	}
+	for _, c := range n.living() {
+		if s, err := c.Status(t.Context()); err != nil || s.Version != "v1.1.0" {
+			t.Errorf("after the upgrade: version %q, %v", s.Version, err)
+		}
 	}
 
 	// The old version, started by mistake, follows nothing.
 	n.hosts[3].stop()
-	os.Unsetenv(upgradesEnv)
+	runVersion(t, v1)
 	n.hosts[3] = n.startValidator(3)
 	within(t, patience, "the old version says that it is too old", func() bool {
 		s, err := n.client(n.hosts[3]).LedgerStatus(t.Context())
 		return err == nil && strings.Contains(s.Error, `upgrades to "v2"`)
 	})
 	reach(t, heightOf(n.client(n.hosts[0]))+2, n.living()[:3]...)
+}
+
+// buildVersion builds mesh as a version of its own; upgrades, if given, takes the place of
+// node/upgrades.go.
+func buildVersion(t *testing.T, version, upgrades string) (file string) {
+	t.Helper()
+	file = filepath.Join(t.TempDir(), "mesh")
+	args := []string{"build", "-ldflags", "-X github.com/gonka-mesh/mesh.Version=" + version, "-o", file}
+	if upgrades != "" {
+		root, err := filepath.Abs("../..")
+		if err != nil {
+			t.Fatal(err)
+		}
+		overlay, err := json.Marshal(map[string]any{"Replace": map[string]string{
+			filepath.Join(root, "node", "upgrades.go"): filepath.Join(root, "cmd", "mesh", upgrades)}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		list := filepath.Join(t.TempDir(), "overlay.json")
+		if err := os.WriteFile(list, overlay, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		args = append(args, "-overlay", list)
+	}
+	if out, err := exec.Command("go", append(args, ".")...).CombinedOutput(); err != nil {
+		t.Fatalf("build %s: %v: %s", version, err, out)
+	}
+	return file
+}
+
+// runVersion makes the nodes that start from now on processes of a build.
+func runVersion(t *testing.T, file string) {
+	was := childFile
+	childFile = func() (string, error) { return file, nil }
+	t.Cleanup(func() { childFile = was })
 }
 
 // mesh runs a command at a host.

@@ -23,16 +23,9 @@ import (
 // without a build of their own.
 const mainEnv = "MESH_TEST_MAIN"
 
-// upgradesEnv names upgrades of the ledger that the processes know, as if they were of a
-// later version.
-const upgradesEnv = "MESH_TEST_UPGRADES"
-
 func TestMain(m *testing.M) {
 	// A worker of the fuzzer has the environment of a node, too.
 	if os.Getenv(mainEnv) != "" && !slices.Contains(os.Args, "-test.fuzzworker") {
-		for _, name := range strings.Fields(os.Getenv(upgradesEnv)) {
-			node.Upgrades[name] = nil
-		}
 		os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 	}
 	// What the person who runs the tests has set must not reach the nodes.

@@ -110,7 +110,7 @@ type Host struct {
 	meter     *meter
 	tasks     sync.WaitGroup // entered with mu held, while not draining or while calls run
 	dialling  chan struct{}  // one place per task being answered
-	compiling chan struct{}  // one place: a constraint is being looked at
+	preparing chan struct{}  // one place: see alone
 	ctx       context.Context
 	stop      context.CancelCauseFunc // aborts everything that runs
 	wires     sync.Map                // net.Conn to *wire, of the server
@@ -128,7 +128,7 @@ type Host struct {
 type usage struct {
 	calls     int
 	held      int64
-	compiling chan struct{} // one place: as the host's
+	preparing chan struct{} // one place: as the host's
 }
 
 var (
@@ -150,7 +150,7 @@ func New(cfg Config) (*Host, error) {
 		peers:     make(map[mesh.Address]*usage),
 		idle:      make(chan struct{}),
 		dialling:  make(chan struct{}, maxTasks),
-		compiling: make(chan struct{}, 1),
+		preparing: make(chan struct{}, 1),
 	}
 	h.ctx, h.stop = context.WithCancelCause(context.Background())
 	h.meter = newMeter(h)

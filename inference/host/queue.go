@@ -46,7 +46,7 @@ func (h *Host) enter(peer mesh.Address, size int64) error {
 	}
 	u := h.peers[peer]
 	if u == nil {
-		u = &usage{compiling: make(chan struct{}, 1)}
+		u = &usage{preparing: make(chan struct{}, 1)}
 	}
 	switch {
 	case u.calls >= h.cfg.PerPeer:

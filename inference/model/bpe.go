@@ -258,21 +258,21 @@ func appendDecoded(dst []byte, text string) []byte {
 	return dst
 }
 
-func (e *bpe) encode(dst []int32, text string, first bool) []int32 {
+func (e *bpe) encode(dst []int32, text string, first bool, most int) []int32 {
 	for _, f := range e.normal {
 		text = f(text)
 	}
 	if e.inner == nil {
-		return e.pieces(dst, text, first)
+		return e.pieces(dst, text, first, most)
 	}
 	e.inner.split(text, nil,
-		func(s string, start bool) { dst = e.pieces(dst, s, first && start) },
+		func(s string, start bool) { dst = e.pieces(dst, s, first && start, most) },
 		func(id int32) { dst = append(dst, id) })
 	return dst
 }
 
 // pieces splits a normalized text into words and appends their tokens.
-func (e *bpe) pieces(dst []int32, text string, first bool) []int32 {
+func (e *bpe) pieces(dst []int32, text string, first bool, most int) []int32 {
 	list, next := []string{text}, []string(nil)
 	for _, s := range e.stages {
 		next = next[:0]
@@ -283,6 +283,9 @@ func (e *bpe) pieces(dst []int32, text string, first bool) []int32 {
 	}
 	var m merger
 	for _, word := range list {
+		if len(dst) > most {
+			return dst
+		}
 		if id, ok := e.words[word]; ok {
 			dst = append(dst, id)
 		} else if word != "" {

@@ -95,7 +95,7 @@ func (c spmCandidate) Less(d spmCandidate) bool {
 	return c.score > d.score || c.score == d.score && c.left < d.left
 }
 
-func (e *spm) encode(dst []int32, text string, _ bool) []int32 {
+func (e *spm) encode(dst []int32, text string, _ bool, _ int) []int32 {
 	if text == "" {
 		return dst
 	}

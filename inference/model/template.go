@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 
@@ -77,15 +78,21 @@ func compileTemplate(source string, t *Tokenizer) (*Template, error) {
 // to where the assistant speaks. tools is a JSON array of tool definitions in the
 // OpenAI form, or empty. Errors that wrap ErrMessages are the caller's input.
 func (t *Template) Encode(messages []Message, tools string) ([]int32, error) {
+	ids, _, err := t.EncodeMost(messages, tools, math.MaxInt)
+	return ids, err
+}
+
+// EncodeMost is to Encode what it is to that of a Tokenizer.
+func (t *Template) EncodeMost(messages []Message, tools string, most int) (ids []int32, ok bool, err error) {
 	text, err := t.render(messages, tools)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	ids := t.tokenizer.encodeTemplate(text)
+	ids, ok = t.tokenizer.encodeTemplate(text, most)
 	if bos, ok := t.tokenizer.BOS(); ok && t.tokenizer.addBOS && (len(ids) == 0 || ids[0] != bos) {
 		ids = slices.Insert(ids, 0, bos)
 	}
-	return ids, nil
+	return ids, ok, nil
 }
 
 // Text returns the prompt as text, for people: special tokens look like text in it.
@@ -216,7 +223,7 @@ func parseToolCalls(s string) (any, error) {
 // encodeTemplate encodes rendered text. Special tokens are looked for where no byte
 // is a user's; what stands between two of them is encoded in one piece, so that the
 // words of template and user join as they did when the model was trained.
-func (t *Tokenizer) encodeTemplate(text jinja.Text) []int32 {
+func (t *Tokenizer) encodeTemplate(text jinja.Text, most int) ([]int32, bool) {
 	var all strings.Builder
 	var limits []int
 	for part, user := range text.Parts() {
@@ -230,5 +237,5 @@ func (t *Tokenizer) encodeTemplate(text jinja.Text) []int32 {
 			limits = append(limits, 0, all.Len())
 		}
 	}
-	return t.encode(nil, all.String(), limits)
+	return t.encode(all.String(), limits, most)
 }

@@ -2,6 +2,7 @@ package model
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"unicode"
@@ -25,9 +26,9 @@ const (
 const maxTokenLen = 1 << 10
 
 // encoder turns plain text into ids; it knows no special tokens. first says that
-// nothing stands before the text.
+// nothing stands before the text. It may stop once dst has more than most tokens.
 type encoder interface {
-	encode(dst []int32, text string, first bool) []int32
+	encode(dst []int32, text string, first bool, most int) []int32
 }
 
 // Tokenizer is the tokenizer of a model file. It is safe for concurrent use.
@@ -36,6 +37,7 @@ type Tokenizer struct {
 	texts   []string // as in the file
 	kinds   []tokenKind
 	pieces  []string         // the bytes each token stands for; empty for control tokens
+	longest int              // bytes of the longest text of a token
 	ends    map[int32]bool   // tokens that end an answer
 	marked  *markers         // tokens that are found as they stand
 	byName  map[string]int32 // those that only a template may name, by text
@@ -155,7 +157,9 @@ func (t *Tokenizer) readSpecials(h *header) error {
 func (t *Tokenizer) mark(options map[int32]marker) {
 	t.byName = map[string]int32{}
 	var list []marker
+	t.longest = 1
 	for i, text := range t.texts {
+		t.longest = max(t.longest, len(text))
 		kind := t.kinds[i]
 		if kind != kindControl && kind != kindUserDefined || text == "" {
 			continue
@@ -224,15 +228,35 @@ func (t *Tokenizer) IsSpecial(id int32) bool {
 // Encode returns the ids of plain text, without BOS. No part of the text becomes a
 // special token, whatever it says. Time is near linear in the length of the text.
 func (t *Tokenizer) Encode(text string) []int32 {
-	return t.encode(make([]int32, 0, len(text)/3+1), text, nil)
+	ids, _ := t.EncodeMost(text, math.MaxInt)
+	return ids
 }
 
-// encode appends the ids of a text; limits as in markers.split.
-func (t *Tokenizer) encode(dst []int32, text string, limits []int) []int32 {
+// EncodeMost is Encode for who has no use for more than most tokens: ok is false where
+// the text has more, which costs less than to count them.
+func (t *Tokenizer) EncodeMost(text string, most int) (ids []int32, ok bool) {
+	return t.encode(text, nil, most)
+}
+
+// maxShrink is by how much a text may shrink before it is split, at most: a composed
+// character has a third of the bytes. (A tokenizer.json may have texts shrink more by
+// leaving things out; such a text counts as too long too early.)
+const maxShrink = 3
+
+// encode returns the ids of a text; limits as in markers.split, most as in EncodeMost.
+func (t *Tokenizer) encode(text string, limits []int, most int) (ids []int32, ok bool) {
+	if len(text)/(maxShrink*t.longest) > most {
+		return nil, false
+	}
+	ids = make([]int32, 0, len(text)/3+1)
 	t.marked.split(text, limits,
-		func(s string, first bool) { dst = t.encoder.encode(dst, s, first) },
-		func(id int32) { dst = append(dst, id) })
-	return dst
+		func(s string, first bool) {
+			if len(ids) <= most {
+				ids = t.encoder.encode(ids, s, first, most)
+			}
+		},
+		func(id int32) { ids = append(ids, id) })
+	return ids, len(ids) <= most
 }
 
 // Piece returns the bytes that a token stands for in a text: nothing for control

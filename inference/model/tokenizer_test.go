@@ -2,6 +2,7 @@ package model
 
 import (
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -385,5 +386,24 @@ func TestAddedTokensAreText(t *testing.T) {
 	}
 	if _, ok := tok.Special("<table>"); ok {
 		t.Error("an HTML tag is a special token")
+	}
+}
+
+// TestEncodeMost: what has too many tokens is told from what has just as many as allowed,
+// whatever it is made of.
+func TestEncodeMost(t *testing.T) {
+	for name, f := range map[string]*Tokenizer{"bpe": testBPE(t, "gpt-2"), "qwen2": testBPE(t, "qwen2"), "spm": testSPM(t, true)} {
+		for _, text := range []string{"", "a", "hello world, hello", strings.Repeat("ab ", 3000), strings.Repeat("x", 9000), strings.Repeat("é", 3000)} {
+			want := f.Encode(text)
+			for _, most := range []int{0, 1, len(want) - 1, len(want), len(want) + 1, math.MaxInt} {
+				if most < 0 {
+					continue
+				}
+				ids, ok := f.EncodeMost(text, most)
+				if ok != (len(want) <= most) || ok && !slices.Equal(ids, want) {
+					t.Errorf("%s, %.10q with %d tokens, at most %d: %d, %v", name, text, len(want), most, len(ids), ok)
+				}
+			}
+		}
 	}
 }

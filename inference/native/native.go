@@ -234,7 +234,10 @@ func (e *Engine) Encode(q *inferencepb.Question) ([]int32, error) {
 		}
 		return ids, nil
 	case len(q.GetMessages()) == 0:
-		ids := e.tokenizer.Encode(q.GetPrompt())
+		ids, ok := e.tokenizer.EncodeMost(q.GetPrompt(), e.info.ModelContext)
+		if !ok {
+			return nil, e.tooLong()
+		}
 		if bos, ok := e.tokenizer.BOS(); ok && e.tokenizer.AddBOS() {
 			ids = append([]int32{bos}, ids...)
 		}
@@ -258,13 +261,21 @@ func (e *Engine) Encode(q *inferencepb.Question) ([]int32, error) {
 		template, err = template.With(args)
 	}
 	var ids []int32
+	var ok bool
 	if err == nil {
-		ids, err = template.Encode(messages, tools)
+		ids, ok, err = template.EncodeMost(messages, tools, e.info.ModelContext)
 	}
-	if err != nil {
+	switch {
+	case err != nil:
 		return nil, fmt.Errorf("%w: %w", inference.ErrInvalid, err)
+	case !ok:
+		return nil, e.tooLong()
 	}
 	return ids, nil
+}
+
+func (e *Engine) tooLong() error {
+	return &inference.TooLongError{Prompt: e.info.ModelContext + 1, Context: e.info.ModelContext}
 }
 
 // Close ends the running answers with finish reason aborted and frees the engine.

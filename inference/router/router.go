@@ -90,7 +90,7 @@ type Config struct {
 
 	FirstToken time.Duration // without progress before the first token; default 30 s
 	InterToken time.Duration // without a token after it; default 2 s, or 4 times the stream's own pace
-	Silence    time.Duration // without a byte, heartbeats included; default 1 s
+	Silence    time.Duration // without a byte, heartbeats included; default 800 ms, four of them
 	Connect    time.Duration // until the call is sent; default 2 s
 	Prefill    time.Duration // until the first token, whatever the progress; default 5 min
 	OfferWait  time.Duration // for offers of candidates; default 250 ms
@@ -130,7 +130,7 @@ func (c *Config) complete() error {
 	}
 	c.FirstToken = cmp.Or(c.FirstToken, 30*time.Second)
 	c.InterToken = cmp.Or(c.InterToken, 2*time.Second)
-	c.Silence = cmp.Or(c.Silence, time.Second)
+	c.Silence = cmp.Or(c.Silence, 800*time.Millisecond)
 	c.Connect = cmp.Or(c.Connect, 2*time.Second)
 	c.Prefill = cmp.Or(c.Prefill, 5*time.Minute)
 	c.OfferWait = cmp.Or(c.OfferWait, 250*time.Millisecond)
