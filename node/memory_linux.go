@@ -34,10 +34,10 @@ func totalMemory() int64 {
 	return int64(info.Totalram) * int64(info.Unit)
 }
 
-// dropStartPages gives back the pages of the binary that only start-up touched: mappings
+// DropStartPages gives back the pages of the binary that only start-up touched: mappings
 // of its own file that are read-only and were never written, which the kernel brings
 // back from its cache when they are wanted. Of 60 MiB of code, an idle node runs a few.
-func dropStartPages() {
+func DropStartPages() {
 	exe, err := os.Readlink("/proc/self/exe")
 	if err != nil {
 		return

@@ -7,7 +7,7 @@ import "testing"
 func TestDropStartPages(t *testing.T) {
 	before := residentMemory()
 	for range 3 {
-		dropStartPages()
+		DropStartPages()
 	}
 	after := residentMemory()
 	if after >= before {

@@ -25,5 +25,5 @@ func totalMemory() int64 {
 	return int64(n)
 }
 
-// dropStartPages does nothing here.
-func dropStartPages() {}
+// DropStartPages does nothing here.
+func DropStartPages() {}

@@ -214,7 +214,7 @@ func (n *Node) Run(ctx context.Context, ready func(api.Ready)) error {
 	}()
 	settled := time.AfterFunc(settleTime, func() {
 		debug.FreeOSMemory()
-		dropStartPages()
+		DropStartPages()
 	})
 	defer settled.Stop()
 	select {

@@ -23,6 +23,7 @@ import (
 	"github.com/gonka-mesh/mesh/inference/model"
 	"github.com/gonka-mesh/mesh/inference/model/builtin"
 	"github.com/gonka-mesh/mesh/inference/native"
+	"github.com/gonka-mesh/mesh/node"
 	"github.com/gonka-mesh/mesh/node/api"
 )
 
@@ -117,6 +118,7 @@ func serveBench(ctx context.Context, m *meter, c model.Config, in io.Reader, out
 	if err := reply.Encode(benchReply{}); err != nil {
 		return err
 	}
+	node.DropStartPages() // as a node does once it has started
 	for lines := bufio.NewScanner(in); lines.Scan(); {
 		verb, rest, _ := strings.Cut(lines.Text(), " ")
 		n, _ := strconv.Atoi(rest)

@@ -10,6 +10,9 @@ import "math"
 func avx2Q8Single(w, x *byte, nb int, from, out *float32)
 
 //go:noescape
+func avx2Q8SingleCold(w, x *byte, nb int, from, out *float32)
+
+//go:noescape
 func avx2Q8Tile(w, s, x *byte, nb int, from *float32, fromStride int, out *float32, stride int)
 
 //go:noescape
@@ -120,7 +123,11 @@ var avx2 = &backend{
 			if fresh {
 				from, fromStride = noChains[:], 0
 			}
-			if width == 1 {
+			switch {
+			case width == 1 && fetchesAhead:
+				avx2Q8SingleCold(&w[0], &x[0], nb, &from[0], &out[0])
+				continue
+			case width == 1:
 				avx2Q8Single(&w[0], &x[0], nb, &from[0], &out[0])
 				continue
 			}

@@ -8,6 +8,9 @@ import "math"
 func avx512Q8Single(w, x *byte, nb int, from, out *float32)
 
 //go:noescape
+func avx512Q8SingleCold(w, x *byte, nb int, from, out *float32)
+
+//go:noescape
 func avx512Q8x16(w *byte, step int, x *byte, nb int, from *float32, fromStride int, out *float32, stride int)
 
 //go:noescape
@@ -221,7 +224,11 @@ func blocksAVX512(f Format, w []byte, step, groups int, x []byte, nb, width int,
 			if !fresh {
 				from = &out[i*lanes]
 			}
-			avx512Q8Single(&w[i*step], &x[0], nb, from, &out[i*lanes])
+			if fetchesAhead {
+				avx512Q8SingleCold(&w[i*step], &x[0], nb, from, &out[i*lanes])
+			} else {
+				avx512Q8Single(&w[i*step], &x[0], nb, from, &out[i*lanes])
+			}
 		}
 	case groups == 1 && cold:
 		avx512Q8x16Cold(&w[0], step, &x[0], nb, from, fromStride, &out[0], 4*stride)

@@ -4,7 +4,8 @@ import "fmt"
 
 func avx512() {
 	g := open("avx512", 64)
-	g.vnniSingle()
+	g.vnniSingle("avx512Q8Single", false)
+	g.vnniSingle("avx512Q8SingleCold", true)
 	for rows := 1; rows <= 3; rows++ {
 		for _, cold := range []bool{true, false} {
 			g.vnniTile(rows, cold)
@@ -21,13 +22,15 @@ func avx512() {
 
 // vnniSingle: 16 rows of Q8_0, one token. The integers start at the bias, -128 times the sum of the activations, which undoes
 // the 128 that the weights have in excess; VPDPBUSD sums in 32 bits without saturation.
-func (g *gen) vnniSingle() {
-	g.fn("avx512Q8Single", "w:AX", "x:BX", "nb:CX", "from:SI", "out:DI")
+func (g *gen) vnniSingle(name string, cold bool) {
+	g.fn(name, "w:AX", "x:BX", "nb:CX", "from:SI", "out:DI")
 	g.p("VMOVUPS (SI), Z0\nLEAQ 1024(AX), DX")
 	g.pairs("R8", "R9")
-	g.p("loop:\nVPBROADCASTD 32(BX), Z1\nVPXORD Z2, Z2, Z2\nVCVTPH2PS (DX), Z3\nVMULPS.BCST 36(BX), Z3, Z3\nPREFETCHT0 %d(DX)", ahead)
+	g.p("loop:\nVPBROADCASTD 32(BX), Z1\nVPXORD Z2, Z2, Z2\nVCVTPH2PS (DX), Z3\nVMULPS.BCST 36(BX), Z3, Z3")
+	g.fetchAhead(cold, "DX", 0)
 	for q := range 8 {
-		g.p("VMOVDQU64 %d(AX), Z%d\nVPDPBUSD.BCST %d(BX), Z%d, Z%d\nPREFETCHT0 %d(AX)", 64*q, 4+q, 4*q, 4+q, 1+q%2, ahead+64*q)
+		g.p("VMOVDQU64 %d(AX), Z%d\nVPDPBUSD.BCST %d(BX), Z%d, Z%d", 64*q, 4+q, 4*q, 4+q, 1+q%2)
+		g.fetchAhead(cold, "AX", 64*q)
 	}
 	g.p("VPADDD Z1, Z2, Z1\nVCVTDQ2PS Z1, Z1\nVFMADD231PS Z1, Z3, Z0")
 	g.nextOfPair("AX", "R8", "DX", "R9")

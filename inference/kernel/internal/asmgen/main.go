@@ -103,7 +103,8 @@ func main() {
 
 func avx2() {
 	g := open("avx2", 32)
-	g.q8Single()
+	g.q8Single("avx2Q8Single", false)
+	g.q8Single("avx2Q8SingleCold", true)
 	g.q8Tile()
 	g.fetch()
 	for _, f := range []string{"F32", "F16", "BF16"} {
@@ -129,15 +130,22 @@ func (g *gen) nextOfPair(w, wStep, s, sStep string) {
 // ahead is how far the weights of Q8_0 are fetched ahead: four pairs of blocks.
 const ahead = 4 * 1088
 
+func (g *gen) fetchAhead(cold bool, at string, offset int) {
+	if cold {
+		g.p("PREFETCHT0 %d(%s)", ahead+offset, at)
+	}
+}
+
 // q8Single: 16 rows, one token, whose blocks have 32 bytes, a bias that goes unused, the scale, and 8 bytes of sums.
-func (g *gen) q8Single() {
-	g.fn("avx2Q8Single", "w:AX", "x:BX", "nb:CX", "from:SI", "out:DI")
+func (g *gen) q8Single(name string, cold bool) {
+	g.fn(name, "w:AX", "x:BX", "nb:CX", "from:SI", "out:DI")
 	g.p("VMOVUPS (SI), Y0\nVMOVUPS 32(SI), Y1\nVMOVDQU %s, Y14\nVPCMPEQW Y15, Y15, Y15\nVPSRLW $15, Y15, Y15", g.c("flip"))
 	g.p("LEAQ 1024(AX), DX")
 	g.pairs("R8", "R9")
 	g.p("loop:")
 	for q := range 8 {
-		g.p("VPBROADCASTD %d(BX), Y4\nPREFETCHT0 %d(AX)", 4*q, ahead+64*q)
+		g.p("VPBROADCASTD %d(BX), Y4", 4*q)
+		g.fetchAhead(cold, "AX", 64*q)
 		for h := range 2 {
 			// |w| unsigned times x with the sign of w: exact, as x is never -128
 			g.p("VPXOR %d(AX), Y14, Y5\nVPSIGNB Y5, Y4, Y%d\nVPABSB Y5, Y5\nVPMADDUBSW Y%d, Y5, Y5", 64*q+32*h, 6+h, 6+h)
@@ -148,7 +156,8 @@ func (g *gen) q8Single() {
 			}
 		}
 	}
-	g.p("VBROADCASTSS 36(BX), Y4\nPREFETCHT0 %d(DX)", ahead)
+	g.p("VBROADCASTSS 36(BX), Y4")
+	g.fetchAhead(cold, "DX", 0)
 	for h := range 2 {
 		g.p("VCVTPH2PS %d(DX), Y5\nVMULPS Y4, Y5, Y5\nVCVTDQ2PS Y%d, Y%d\nVFMADD231PS Y%d, Y5, Y%d", 16*h, 2+h, 2+h, 2+h, h)
 	}
