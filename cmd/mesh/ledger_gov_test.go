@@ -223,6 +223,7 @@ func (n *network) stranger(t *testing.T) {
 	if code, _, stderr := meshCommand(t, "host", "stake", "100", "--home", c.Ready.Home); code != exitDone {
 		t.Fatalf("stake: exit code %d: %s", code, stderr)
 	}
+	reach(t, heightOf(node), n.client(n.hosts[0])) // which may be a block behind
 	hosts, err := n.client(n.hosts[0]).Hosts(t.Context())
 	if err != nil {
 		t.Fatal(err)
