@@ -4,6 +4,9 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"fmt"
+	"math"
+
+	"google.golang.org/protobuf/proto"
 
 	"github.com/gonka-mesh/mesh"
 	"github.com/gonka-mesh/mesh/consensus/ledger/ledgerpb"
@@ -53,15 +56,16 @@ func SignTx(network mesh.NetworkID, key ed25519.PrivateKey, tx *ledgerpb.Tx) ([]
 	return encode(&ledgerpb.SignedTx{Body: body, Signature: domainTx.Sign(key, network, body)})
 }
 
-// FeeOf returns the least fee of a transaction under these parameters. It has to be
-// set before signing; it may count a few bytes more than the transaction will have.
+// FeeOf returns a fee that is enough for an action under these parameters, whoever sends
+// it with whatever number: that of the longest transaction that it can be in. The fee is
+// in the transaction itself, and counts with the most digits that one can have.
 func FeeOf(p *ledgerpb.Params, tx *ledgerpb.Tx) (mesh.Amount, error) {
-	body, err := encode(tx)
+	body, err := encode(&ledgerpb.Tx{Sender: make([]byte, len(mesh.Address{})), Nonce: math.MaxUint64, Fee: math.MaxUint64, Action: tx.GetAction()})
 	if err != nil {
 		return 0, fmt.Errorf("encode transaction: %w", err)
 	}
-	const around = 34 + 10 + 66 + 4 // sender, fee, signature, lengths
-	return mesh.Amount(uint64(len(body)+around) * p.GetFeePerByte()), nil
+	whole := &ledgerpb.SignedTx{Body: body, Signature: make([]byte, ed25519.SignatureSize)}
+	return mesh.Amount(uint64(proto.Size(whole)) * p.GetFeePerByte()), nil
 }
 
 // ParseTx checks form and bounds of a transaction, not its signature.

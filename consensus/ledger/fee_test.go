@@ -1,0 +1,46 @@
+package ledger
+
+import (
+	"math"
+	"testing"
+
+	"github.com/gonka-mesh/mesh"
+	"github.com/gonka-mesh/mesh/consensus/ledger/ledgerpb"
+)
+
+// TestFeeOf: the fee of an action is enough whatever number its transaction gets after,
+// and however many digits the fee has itself, and not much too high.
+func TestFeeOf(t *testing.T) {
+	actions := map[string]func() *ledgerpb.Tx{
+		"unjail": unjailTx,
+		"transfer": func() *ledgerpb.Tx {
+			return &ledgerpb.Tx{Action: &ledgerpb.Tx_Transfer{Transfer: &ledgerpb.Transfer{To: make([]byte, 32), Amount: 5}}}
+		},
+		"settle": func() *ledgerpb.Tx {
+			s := new(ledgerpb.Settle)
+			for range 500 {
+				s.Lines = append(s.Lines, &ledgerpb.SettleLine{Escrow: make([]byte, 32), Root: make([]byte, 32), Signature: make([]byte, 64)})
+			}
+			return &ledgerpb.Tx{Action: &ledgerpb.Tx_Settle{Settle: s}}
+		},
+	}
+	for name, action := range actions {
+		for _, perByte := range []uint64{1, 10, 100, 1e9} {
+			for _, nonce := range []uint64{0, 1, 1 << 7, 1 << 14, 1 << 42, 1 << 63, math.MaxUint64} {
+				tx := action()
+				fee, err := FeeOf(&ledgerpb.Params{FeePerByte: perByte}, tx)
+				if err != nil {
+					t.Fatal(err)
+				}
+				tx.Nonce, tx.Fee = nonce, uint64(fee)
+				raw, err := SignTx(testNetwork, secret("ann"), tx)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if least := mesh.Amount(uint64(len(raw)) * perByte); fee < least || fee > least+mesh.Amount(24*perByte) {
+					t.Errorf("%s with number %d at %d a byte: fee %d, %d is enough", name, nonce, perByte, fee, least)
+				}
+			}
+		}
+	}
+}
