@@ -138,7 +138,7 @@ func (c *climber) neighbour(path mesh.Hash, end node, steps []step, side int) (*
 	if end.slot().kind == leaf { // in the place of the one that is looked for
 		there := proof.Path(end.slot().key)
 		if (bytes.Compare(there[:], path[:]) > 0) == (side == 1) {
-			return c.existence(end, steps)
+			return c.beside(end, steps)
 		}
 	}
 	for i := len(steps) - 1; i >= 0; i-- {
@@ -155,9 +155,20 @@ func (c *climber) neighbour(path mesh.Hash, end node, steps []step, side int) (*
 		if err != nil {
 			return nil, err
 		}
-		return c.existence(n, way)
+		return c.beside(n, way)
 	}
 	return nil, nil
+}
+
+// beside proves a leaf without its value.
+func (c *climber) beside(n node, steps []step) (*ics23.ExistenceProof, error) {
+	e, err := c.existence(n, steps)
+	if err != nil {
+		return nil, err
+	}
+	value := mesh.HashOf(e.Value)
+	e.Value, e.Leaf = value[:], proof.NeighbourSpec.LeafSpec
+	return e, nil
 }
 
 // existence proves a leaf that was reached by steps.

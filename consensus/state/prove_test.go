@@ -1,9 +1,13 @@
 package state
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
 	"slices"
 	"testing"
+
+	ics23 "github.com/cosmos/ics23/go"
 
 	"github.com/gonka-mesh/mesh"
 	"github.com/gonka-mesh/mesh/consensus/ledger"
@@ -53,6 +57,78 @@ func TestMutatedProofs(t *testing.T) {
 		if err := s.Close(); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// TestAbsenceIsShort: neighbours' values are in no proof of absence, however large.
+func TestAbsenceIsShort(t *testing.T) {
+	s := mustOpen(t, Config{Memory: true})
+	defer s.Close()
+	hash := mustCommit(t, s, 1, []ledger.Change{
+		{Key: []byte("A1"), Value: bytes.Repeat([]byte{1}, proof.MaxValue)},
+		{Key: []byte("A2"), Value: bytes.Repeat([]byte{2}, proof.MaxValue)},
+	})
+	sides := make(map[[2]bool]bool) // which neighbours there are
+	for i := range 16 {
+		p, err := s.Prove(fmt.Appendf(nil, "B%d", i), 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, present, err := proof.Verify(hash, p); err != nil || present {
+			t.Fatalf("%s: %v, %v", p.Key, present, err)
+		}
+		if len(p.Commitment) > 1000 {
+			t.Errorf("%s: %d bytes", p.Key, len(p.Commitment))
+		}
+		c := new(ics23.CommitmentProof)
+		if err := c.Unmarshal(p.Commitment); err != nil {
+			t.Fatal(err)
+		}
+		sides[[2]bool{c.GetNonexist().GetLeft() != nil, c.GetNonexist().GetRight() != nil}] = true
+	}
+	if len(sides) != 3 {
+		t.Errorf("only neighbours %v", sides)
+	}
+}
+
+// TestPlaces: a hash in the place of a value proves an absence beside it, and no presence;
+// a value there proves neither.
+func TestPlaces(t *testing.T) {
+	s := mustOpen(t, Config{Memory: true})
+	defer s.Close()
+	value := bytes.Repeat([]byte{7}, 32) // as long as a hash
+	hash := mustCommit(t, s, 1, []ledger.Change{{Key: []byte("A1"), Value: value}})
+	absent, err := s.Prove([]byte("B1"), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	present, err := s.Prove([]byte("A1"), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var a, b ics23.CommitmentProof
+	if err := errors.Join(a.Unmarshal(absent.Commitment), b.Unmarshal(present.Commitment)); err != nil {
+		t.Fatal(err)
+	}
+	side := &a.GetNonexist().Left
+	if *side == nil {
+		side = &a.GetNonexist().Right
+	}
+	hashed, full := *side, b.GetExist()
+	encode := func(p proof.Proof, c ics23.CommitmentProof) proof.Proof {
+		raw, err := c.Marshal()
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.Commitment = raw
+		return p
+	}
+	if got, ok, err := proof.Verify(hash, encode(present, ics23.CommitmentProof{Proof: &ics23.CommitmentProof_Exist{Exist: hashed}})); err == nil {
+		t.Errorf("a hash is taken for the value: %x, %v", got, ok)
+	}
+	*side = full
+	if _, ok, err := proof.Verify(hash, encode(absent, a)); err == nil {
+		t.Errorf("a value stands beside an absent key: %v", ok)
 	}
 }
 

@@ -24,8 +24,8 @@ const (
 	// MaxKey and MaxValue bound an entry of the state, in bytes.
 	MaxKey   = 1 << 10
 	MaxValue = 1 << 20
-	// MaxSize bounds an encoded proof: two neighbours with their values and paths.
-	MaxSize = 2*(MaxValue+MaxKey+256*80) + 4096
+	// MaxSize bounds an encoded proof: one value, and two keys with their paths.
+	MaxSize = MaxValue + 2*(MaxKey+256*80) + 4096
 	// MaxDepth bounds a path from the root to a leaf. To share that many leading bits
 	// with another key costs 2^128 hashes; nobody makes a deeper tree, nor a proof
 	// that is expensive to check.
@@ -38,6 +38,22 @@ const (
 // appDomain tags the hash that goes into block headers.
 const appDomain mesh.Domain = "mesh/app/1"
 
+// NeighbourSpec is SmtSpec for the records beside an absent key: their proofs carry
+// SHA-256 of the value in the value's place. Nobody asked for the values, and two of them
+// may be more than a peer takes in one answer.
+var NeighbourSpec = &ics23.ProofSpec{
+	LeafSpec: &ics23.LeafOp{
+		Hash:         ics23.SmtSpec.LeafSpec.Hash,
+		PrehashKey:   ics23.SmtSpec.LeafSpec.PrehashKey,
+		PrehashValue: ics23.HashOp_NO_HASH,
+		Length:       ics23.SmtSpec.LeafSpec.Length,
+		Prefix:       ics23.SmtSpec.LeafSpec.Prefix,
+	},
+	InnerSpec:                  ics23.SmtSpec.InnerSpec,
+	MaxDepth:                   ics23.SmtSpec.MaxDepth,
+	PrehashKeyBeforeComparison: ics23.SmtSpec.PrehashKeyBeforeComparison,
+}
+
 // AppHash joins the root of the proven entries with the hash of all others.
 func AppHash(root, flat mesh.Hash) mesh.Hash {
 	return mesh.HashOf([]byte(appDomain), []byte{0}, root[:], flat[:])
@@ -47,11 +63,12 @@ func AppHash(root, flat mesh.Hash) mesh.Hash {
 func Path(key []byte) mesh.Hash { return sha256.Sum256(key) }
 
 // Leaf returns the hash of an entry whose path is known.
-func Leaf(path mesh.Hash, value []byte) mesh.Hash {
-	v := sha256.Sum256(value)
+func Leaf(path mesh.Hash, value []byte) mesh.Hash { return leafOf(path, sha256.Sum256(value)) }
+
+func leafOf(path, value mesh.Hash) mesh.Hash {
 	var b [1 + 2*hashLen]byte
 	copy(b[1:], path[:])
-	copy(b[1+hashLen:], v[:])
+	copy(b[1+hashLen:], value[:])
 	return sha256.Sum256(b[:])
 }
 
@@ -137,7 +154,10 @@ func Verify(appHash mesh.Hash, p Proof) (value []byte, present bool, err error) 
 	switch {
 	case c.GetExist() != nil:
 		e := c.GetExist()
-		root, err := rootOf(e)
+		if len(e.Value) == 0 || len(e.Value) > MaxValue {
+			return nil, false, errors.New("proof has a value of no possible size")
+		}
+		root, err := rootOf(e, ics23.SmtSpec, sha256.Sum256(e.Value))
 		if err != nil {
 			return nil, false, err
 		}
@@ -160,7 +180,7 @@ func Verify(appHash mesh.Hash, p Proof) (value []byte, present bool, err error) 
 		if !bytes.Equal(n.Key, p.Key) {
 			return nil, false, errors.New("proof is of another key")
 		}
-		if err := n.Verify(ics23.SmtSpec, root[:], p.Key); err != nil {
+		if err := n.Verify(NeighbourSpec, root[:], p.Key); err != nil {
 			return nil, false, fmt.Errorf("check proof: %w", err)
 		}
 		return nil, false, nil
@@ -174,7 +194,11 @@ func rootOfNeighbours(n *ics23.NonExistenceProof) (mesh.Hash, error) {
 		if e == nil {
 			continue
 		}
-		root, err := rootOf(e)
+		value, err := mesh.HashFromBytes(e.Value)
+		if err != nil {
+			return mesh.Hash{}, fmt.Errorf("value of a neighbour: %w", err)
+		}
+		root, err := rootOf(e, NeighbourSpec, value)
 		if err != nil {
 			return mesh.Hash{}, err
 		}
@@ -186,20 +210,20 @@ func rootOfNeighbours(n *ics23.NonExistenceProof) (mesh.Hash, error) {
 	return roots[0], nil
 }
 
-// rootOf computes the root. It is stricter than ICS-23 on form: every step is the one
+// rootOf computes the root from a leaf whose value has this hash. It is stricter than ICS-23 on form: every step is the one
 // that a tree of ours would have, on the side that the key's path says.
-func rootOf(e *ics23.ExistenceProof) (mesh.Hash, error) {
+func rootOf(e *ics23.ExistenceProof, spec *ics23.ProofSpec, value mesh.Hash) (mesh.Hash, error) {
 	var none mesh.Hash
 	switch {
-	case len(e.Key) == 0 || len(e.Key) > MaxKey || len(e.Value) == 0 || len(e.Value) > MaxValue:
-		return none, errors.New("proof has a key or value of no possible size")
+	case len(e.Key) == 0 || len(e.Key) > MaxKey:
+		return none, errors.New("proof has a key of no possible size")
 	case len(e.Path) > MaxDepth:
 		return none, fmt.Errorf("proof is %d levels deep", len(e.Path))
-	case !isLeaf(e.Leaf):
+	case !isLeaf(e.Leaf, spec.LeafSpec):
 		return none, errors.New("proof has another kind of leaf")
 	}
 	path := Path(e.Key)
-	at := Leaf(path, e.Value)
+	at := leafOf(path, value)
 	for i, op := range e.Path {
 		level := len(e.Path) - 1 - i
 		right := path[level/8]>>(7-level%8)&1 == 1
@@ -220,8 +244,7 @@ func rootOf(e *ics23.ExistenceProof) (mesh.Hash, error) {
 	return at, nil
 }
 
-func isLeaf(op *ics23.LeafOp) bool {
-	spec := ics23.SmtSpec.LeafSpec
+func isLeaf(op, spec *ics23.LeafOp) bool {
 	return op != nil && op.Hash == spec.Hash && op.PrehashKey == spec.PrehashKey &&
 		op.PrehashValue == spec.PrehashValue && op.Length == spec.Length && bytes.Equal(op.Prefix, spec.Prefix)
 }
