@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	cmtproto "github.com/cometbft/cometbft/proto/tendermint/types"
@@ -29,6 +30,8 @@ type Desk struct {
 	mu     sync.Mutex
 	blocks [deskBlocks]shown // what was asked for lately; guarded by mu
 	next   int               // the place to use next; guarded by mu
+
+	waiting atomic.Int64 // transactions that light peers wait for
 }
 
 // shown is a light block as it goes to peers. To make one costs milliseconds.
@@ -41,15 +44,18 @@ type shown struct {
 // Bounds of the streams of light peers.
 var (
 	LightLimits = p2p.Limits{PerPeer: 8, Total: 256, MaxMessage: light.MaxAsk, Rate: 50, Burst: 400}
-	TxLimits    = p2p.Limits{PerPeer: 8, Total: 128, MaxMessage: ledger.MaxTxBytes + 64, Rate: 20, Burst: 100}
+	TxLimits    = p2p.Limits{PerPeer: 4, Total: 128, MaxMessage: ledger.MaxTxBytes + 64, Rate: 20, Burst: 100}
 )
 
 const (
 	deskTimeout = 10 * time.Second
-	waitTimeout = 50 * time.Second // for a transaction to be in a block
 	deskBlocks  = 16
-	// What faults cost a light peer. Evidence that does not hold may be a mistake, but
-	// to check it is work.
+	// A transaction that never comes into a block costs its sender nothing: so few are
+	// waited for, and not long, and streams are left for other senders.
+	waitTimeout = 20 * time.Second
+	maxWaiting  = 64
+	// What faults cost a light peer, beside what p2p counts for bytes that are no message.
+	// Evidence that does not hold may be a mistake, but to check it is work.
 	pointsForm     = 20
 	pointsEvidence = 10
 )
@@ -60,9 +66,6 @@ func (d *Desk) ServeLight(ctx context.Context, peer mesh.Address, c net.Conn) {
 	c.SetDeadline(time.Now().Add(deskTimeout))
 	ask := new(lightpb.Ask)
 	if err := p2p.ReadMessage(c, light.MaxAsk, ask); err != nil {
-		if errors.Is(err, p2p.ErrMessage) {
-			d.Penalise(peer, "light: a malformed question", pointsForm)
-		}
 		return
 	}
 	answer := d.answer(ctx, peer, ask)
@@ -269,34 +272,52 @@ func decodeEvidence(raw []byte) (types.Evidence, error) {
 }
 
 // ServeTx takes one transaction.
-func (d *Desk) ServeTx(ctx context.Context, peer mesh.Address, c net.Conn) {
+func (d *Desk) ServeTx(ctx context.Context, _ mesh.Address, c net.Conn) {
 	defer c.Close()
 	c.SetDeadline(time.Now().Add(deskTimeout))
 	ask := new(lightpb.TxAsk)
 	if err := p2p.ReadMessage(c, ledger.MaxTxBytes+64, ask); err != nil {
-		if errors.Is(err, p2p.ErrMessage) {
-			d.Penalise(peer, "tx: a malformed message", pointsForm)
-		}
 		return
+	}
+	c.SetDeadline(time.Now().Add(waitTimeout + deskTimeout))
+	height, err := d.submit(ctx, ask.GetTx())
+	_ = p2p.WriteMessage(c, outcome(height, err)) // who is gone needs no answer
+}
+
+// submit hands a transaction to the ledger, and waits for its block while not too many
+// others are waited for.
+func (d *Desk) submit(ctx context.Context, tx []byte) (mesh.Height, error) {
+	chain, err := d.Chain()
+	if err != nil {
+		return 0, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, waitTimeout)
 	defer cancel()
-	c.SetDeadline(time.Now().Add(waitTimeout + deskTimeout))
-	_ = p2p.WriteMessage(c, d.take(ctx, ask)) // who is gone needs no answer
+	defer d.waiting.Add(-1)
+	if d.waiting.Add(1) > maxWaiting {
+		if err := chain.Offer(tx); err != nil {
+			return 0, err
+		}
+		return 0, ErrNotInTime
+	}
+	r, err := chain.Await(ctx, tx)
+	return r.Height, err
 }
 
-func (d *Desk) take(ctx context.Context, ask *lightpb.TxAsk) *lightpb.TxAnswer {
-	chain, err := d.Chain()
-	if err != nil {
-		return &lightpb.TxAnswer{Reason: err.Error()}
+// outcome tells a light peer what Submit said. Only what the ledger refuses is refused:
+// of all else the peer must not believe that it can never come into a block.
+func outcome(height mesh.Height, err error) *lightpb.TxAnswer {
+	if err == nil {
+		return &lightpb.TxAnswer{Accepted: true, Done: true, Height: uint64(height)}
 	}
-	r, err := chain.Submit(ctx, ask.GetTx())
 	var refused *Refused
 	switch {
-	case err == nil:
-		return &lightpb.TxAnswer{Accepted: true, Done: true, Height: uint64(r.Height)}
 	case errors.As(err, &refused):
 		return &lightpb.TxAnswer{Accepted: refused.Height > 0, Height: uint64(refused.Height), Reason: refused.Log}
+	case errors.Is(err, ErrNotInTime), errors.Is(err, ErrDuplicate):
+		return &lightpb.TxAnswer{Accepted: true, Reason: err.Error()}
+	case errors.Is(err, ErrTooLarge):
+		return &lightpb.TxAnswer{Reason: err.Error()}
 	}
-	return &lightpb.TxAnswer{Reason: err.Error()}
+	return &lightpb.TxAnswer{Unable: true, Reason: err.Error()}
 }

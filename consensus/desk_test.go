@@ -1,15 +1,18 @@
 package consensus
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"net"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	abci "github.com/cometbft/cometbft/abci/types"
 	"github.com/cometbft/cometbft/types"
 	"google.golang.org/protobuf/proto"
 
@@ -137,13 +140,110 @@ func TestDesk(t *testing.T) {
 			t.Fatal(err)
 		}
 		answer := new(lightpb.TxAnswer)
-		if err := errors.Join(p2p.WriteMessage(conn, &lightpb.TxAsk{Tx: []byte(tx), Wait: true}), p2p.ReadMessage(conn, light.MaxAsk, answer)); err != nil {
+		if err := errors.Join(p2p.WriteMessage(conn, &lightpb.TxAsk{Tx: []byte(tx)}), p2p.ReadMessage(conn, light.MaxAsk, answer)); err != nil {
 			t.Fatal(err)
 		}
 		conn.Close()
 		if good, bad := strings.HasPrefix(tx, "tx"), strings.HasPrefix(tx, "bad"); answer.GetDone() != good || answer.GetAccepted() == bad || answer.GetHeight() == 0 != bad || answer.GetReason() == "" != good {
 			t.Errorf("%s: %v", tx, answer)
 		}
+	}
+}
+
+// gatedApp puts transactions into blocks once it is open.
+type gatedApp struct {
+	*toyApp
+	open atomic.Bool
+}
+
+func (a *gatedApp) PrepareProposal(ctx context.Context, r *abci.RequestPrepareProposal) (*abci.ResponsePrepareProposal, error) {
+	if !a.open.Load() {
+		return &abci.ResponsePrepareProposal{}, nil
+	}
+	return a.toyApp.PrepareProposal(ctx, r)
+}
+
+// TestDeskWaits: who hands in what another waits for waits too, and where too many wait
+// the answer comes at once. Neither is a refusal.
+func TestDeskWaits(t *testing.T) {
+	var app *gatedApp
+	n := newToyNet(t, 1, 0, func(_ int, cfg *Config) {
+		app = &gatedApp{toyApp: cfg.App.(*toyApp)}
+		cfg.App = app
+	})
+	n.start()
+	chain := n.nodes[0]
+	n.reach(1, chain)
+	desk := &Desk{Chain: func() (*Chain, error) { return chain.Chain, nil }}
+	hand := func(tx string) *lightpb.TxAnswer {
+		height, err := desk.submit(t.Context(), []byte(tx))
+		return outcome(height, err)
+	}
+	answers := make(chan *lightpb.TxAnswer, 3)
+	for range cap(answers) {
+		go func() { answers <- hand("tx of three") }()
+	}
+	eventually(t, "three wait", func() bool {
+		chain.pool.mu.Lock()
+		defer chain.pool.mu.Unlock()
+		return len(chain.pool.byKey[types.Tx("tx of three").Key()]) == 3
+	})
+	desk.waiting.Add(maxWaiting)
+	for range 2 {
+		if a := hand("tx of a crowd"); !a.GetAccepted() || a.GetHeight() != 0 || a.GetDone() {
+			t.Errorf("in a crowd: %v", a)
+		}
+	}
+	if a := hand("bad one"); a.GetAccepted() || a.GetUnable() || a.GetReason() == "" {
+		t.Errorf("a bad one in a crowd: %v", a)
+	}
+	app.open.Store(true)
+	for range cap(answers) {
+		if a := <-answers; !a.GetDone() || a.GetHeight() == 0 {
+			t.Errorf("one of three: %v", a)
+		}
+	}
+	if left := desk.waiting.Load(); left != maxWaiting {
+		t.Errorf("%d wait for nothing", left-maxWaiting)
+	}
+}
+
+// TestOutcome: only what the ledger refuses is refused.
+func TestOutcome(t *testing.T) {
+	for _, c := range []struct {
+		err                      error
+		accepted, unable, refuse bool
+	}{
+		{err: &Refused{Code: 1, Log: "the fee is too low"}, refuse: true},
+		{err: fmt.Errorf("%w: of 3 MB", ErrTooLarge), refuse: true},
+		{err: &Refused{Code: 1, Log: "no such escrow", Height: 7}, accepted: true},
+		{err: fmt.Errorf("%w: %w", ErrNotInTime, context.DeadlineExceeded), accepted: true},
+		{err: fmt.Errorf("%w: %w", ErrNotInTime, ErrNotRunning), accepted: true},
+		{err: ErrDuplicate, accepted: true},
+		{err: ErrPoolFull, unable: true},
+		{err: ErrSyncing, unable: true},
+		{err: ErrNotRunning, unable: true},
+		{err: errors.New("the ledger is still starting here"), unable: true},
+	} {
+		a := outcome(0, c.err)
+		if a.GetAccepted() != c.accepted || a.GetUnable() != c.unable || a.GetDone() || a.GetReason() == "" || c.refuse == (c.accepted || c.unable) {
+			t.Errorf("%v: %v", c.err, a)
+		}
+	}
+}
+
+// TestDeskMalformed: bytes that are no message are counted once, by p2p.
+func TestDeskMalformed(t *testing.T) {
+	desk := &Desk{Chain: noChain, Penalise: func(mesh.Address, string, int) { t.Error("counted a second time") }}
+	for name, serve := range map[string]func(context.Context, mesh.Address, net.Conn){"light": desk.ServeLight, "tx": desk.ServeTx} {
+		a, b := net.Pipe()
+		ended := make(chan struct{})
+		go func() { serve(t.Context(), deskPeer, b); close(ended) }()
+		if _, err := a.Write([]byte{2, 0xff, 0xff}); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		<-ended
+		a.Close()
 	}
 }
 
@@ -187,6 +287,21 @@ func TestDeskState(t *testing.T) {
 		if e := ask(c.ask).GetError(); e == nil || e.GetCode() != c.code {
 			t.Errorf("%s: %v, want %s", name, e, c.code)
 		}
+	}
+	// Of what is not there the answer is short, however large the records beside it are.
+	for i := 0; ; i++ { // until B1 is beside the key
+		key := fmt.Sprintf("A absent %d", i)
+		p, err := s.Prove([]byte(key), 2)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Contains(p.Commitment, []byte("\x0a\x02B1")) {
+			continue
+		}
+		if got := ask(record(key, 2)).GetProof(); !bytes.Equal(got, p.Marshal()) || len(got) > 8<<10 {
+			t.Errorf("proof of absence beside a large record: %d bytes", len(got))
+		}
+		break
 	}
 	var all [][]byte
 	for {

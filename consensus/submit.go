@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -50,12 +51,37 @@ type Result struct {
 // Submit hands a transaction to the ledger and waits until it is in a block. A
 // transaction that is in a block and failed there is an error too, with the Result.
 func (c *Chain) Submit(ctx context.Context, tx []byte) (Result, error) {
+	return c.submit(ctx, tx, false)
+}
+
+// Await is Submit for one that may have been handed in before, here or to another node:
+// it waits for its block too. One whose block came before is ErrNotInTime.
+func (c *Chain) Await(ctx context.Context, tx []byte) (Result, error) {
+	return c.submit(ctx, tx, true)
+}
+
+// Offer hands a transaction to the ledger, and waits for no block.
+func (c *Chain) Offer(tx []byte) error {
+	p, err := c.open()
+	if err != nil {
+		return err
+	}
+	return checkTx(p, tx)
+}
+
+// open returns the parts of a chain that takes transactions.
+func (c *Chain) open() (*parts, error) {
 	p, err := c.running()
+	if err == nil && p.reactor.WaitSync() {
+		err = ErrSyncing
+	}
+	return p, err
+}
+
+func (c *Chain) submit(ctx context.Context, tx []byte, again bool) (Result, error) {
+	p, err := c.open()
 	if err != nil {
 		return Result{}, err
-	}
-	if p.reactor.WaitSync() {
-		return Result{}, ErrSyncing
 	}
 	key := types.Tx(tx).Key()
 	got, stop, err := c.pool.await(key)
@@ -63,7 +89,7 @@ func (c *Chain) Submit(ctx context.Context, tx []byte) (Result, error) {
 		return Result{}, err
 	}
 	defer stop()
-	if err := checkTx(ctx, p, tx); err != nil {
+	if err := checkTx(p, tx); err != nil && !(again && errors.Is(err, ErrDuplicate)) {
 		return Result{}, err
 	}
 	look := time.NewTicker(dropEvery)
@@ -72,8 +98,8 @@ func (c *Chain) Submit(ctx context.Context, tx []byte) (Result, error) {
 	for {
 		select {
 		case in, ok := <-got:
-			if !ok {
-				return Result{}, ErrNotRunning
+			if !ok { // other nodes may have it
+				return Result{}, fmt.Errorf("%w: %w", ErrNotInTime, ErrNotRunning)
 			}
 			return in.result()
 		case <-ctx.Done():
@@ -85,8 +111,9 @@ func (c *Chain) Submit(ctx context.Context, tx []byte) (Result, error) {
 		}
 		// While it waits the mempool knows it. One that later blocks made invalid was dropped
 		// without a word, and is refused with the reason; one that failed in a block is
-		// refused too, and got tells so in a moment.
-		if err := checkTx(ctx, p, tx); err != nil && !errors.Is(err, ErrDuplicate) {
+		// refused too, and got tells so in a moment. A mempool that is full now says nothing about those in it.
+		var refused *Refused
+		if err := checkTx(p, tx); errors.As(err, &refused) {
 			dropped = err
 		}
 	}
@@ -96,7 +123,7 @@ func (c *Chain) Submit(ctx context.Context, tx []byte) (Result, error) {
 const dropEvery = 2 * time.Second
 
 // checkTx puts a transaction into the mempool, once the application agrees.
-func checkTx(ctx context.Context, p *parts, tx []byte) error {
+func checkTx(p *parts, tx []byte) error {
 	checked := make(chan *abci.ResponseCheckTx, 1)
 	err := p.pool.CheckTx(tx, func(r *abci.ResponseCheckTx) { checked <- r }, mempool.TxInfo{})
 	var (
@@ -113,15 +140,11 @@ func checkTx(ctx context.Context, p *parts, tx []byte) error {
 	case err != nil:
 		return fmt.Errorf("submit transaction: %w", err)
 	}
-	select {
-	case r := <-checked:
-		if r.IsErr() {
-			return &Refused{Code: r.Code, Log: r.Log}
-		}
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("%w: %w", ErrNotInTime, ctx.Err())
+	// The application is in this process, so it has answered.
+	if r := <-checked; r.IsErr() {
+		return &Refused{Code: r.Code, Log: r.Log}
 	}
+	return nil
 }
 
 // included is a transaction that came into a block.
@@ -144,10 +167,10 @@ func (in included) result() (Result, error) {
 // waiters are the transactions that somebody waits for.
 type waiters struct {
 	mu    sync.Mutex
-	byKey map[types.TxKey]chan included // guarded by mu; nil after the end
+	byKey map[types.TxKey][]chan included // guarded by mu; nil after the end
 }
 
-func newWaiters() *waiters { return &waiters{byKey: make(map[types.TxKey]chan included)} }
+func newWaiters() *waiters { return &waiters{byKey: make(map[types.TxKey][]chan included)} }
 
 func (w *waiters) await(key types.TxKey) (<-chan included, func(), error) {
 	w.mu.Lock()
@@ -155,15 +178,15 @@ func (w *waiters) await(key types.TxKey) (<-chan included, func(), error) {
 	if w.byKey == nil {
 		return nil, nil, ErrNotRunning
 	}
-	if w.byKey[key] != nil {
-		return nil, nil, ErrDuplicate
-	}
 	got := make(chan included, 1)
-	w.byKey[key] = got
+	w.byKey[key] = append(w.byKey[key], got)
 	return got, func() {
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		if w.byKey[key] == got {
+		left := slices.DeleteFunc(w.byKey[key], func(other chan included) bool { return other == got })
+		if len(left) > 0 {
+			w.byKey[key] = left
+		} else {
 			delete(w.byKey, key)
 		}
 	}, nil
@@ -181,18 +204,20 @@ func (w *waiters) tell(block *types.Block, results []*abci.ExecTxResult) {
 			return
 		}
 		key := tx.Key()
-		if got := w.byKey[key]; got != nil {
+		for _, got := range w.byKey[key] {
 			got <- included{key, block.Height, i, results[i]}
-			delete(w.byKey, key)
 		}
+		delete(w.byKey, key)
 	}
 }
 
 func (w *waiters) end() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for _, got := range w.byKey {
-		close(got)
+	for _, all := range w.byKey {
+		for _, got := range all {
+			close(got)
+		}
 	}
 	w.byKey = nil
 }

@@ -42,3 +42,41 @@ func TestSubmitDropped(t *testing.T) {
 		t.Errorf("dropped: %v", err)
 	}
 }
+
+// TestSubmitFull: that the mempool is full says nothing about those that wait in it.
+func TestSubmitFull(t *testing.T) {
+	var app *gatedApp
+	n := newToyNet(t, 1, 0, func(_ int, cfg *Config) {
+		app = &gatedApp{toyApp: cfg.App.(*toyApp)}
+		cfg.App, cfg.PoolTxs = app, 1
+	})
+	n.start()
+	chain := n.nodes[0]
+	n.reach(1, chain)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() {
+		r, err := chain.Submit(ctx, []byte("tx"))
+		if err == nil && r.Height == 0 {
+			err = errors.New("no height")
+		}
+		ended <- err
+	}()
+	eventually(t, "the mempool is full", func() bool {
+		p, err := chain.running()
+		return err == nil && p.pool.Size() == 1
+	})
+	if err := chain.Offer([]byte("tx two")); !errors.Is(err, ErrPoolFull) {
+		t.Errorf("to a full mempool: %v", err)
+	}
+	select {
+	case err := <-ended:
+		t.Fatal(err)
+	case <-time.After(3 * dropEvery): // it looked twice
+	}
+	app.open.Store(true)
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}

@@ -141,11 +141,11 @@ func (n *Node) put(ctx context.Context, raw []byte) (api.Submitted, error) {
 		n.remember(tx)
 		n.purse.wake()
 	case !fresh:
-	case errors.As(err, &refused) || errors.Is(err, light.ErrRefused) && !errors.Is(err, light.ErrLost):
+	case errors.As(err, &refused): // by this node itself; what others say is no reason to lose sight of money
 		if ferr := n.purse.forget(tx.Sender, out.Escrow); ferr != nil {
 			n.log.Warn("an escrow that was not opened is still noted here", "escrow", out.Escrow.String(), "err", ferr)
 		}
-	default:
+	case !errors.Is(err, light.ErrRefused) || errors.Is(err, light.ErrLost):
 		err = fmt.Errorf("%w; the escrow is then %s", err, out.Escrow)
 	}
 	return out, err

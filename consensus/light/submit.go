@@ -15,6 +15,10 @@ import (
 const (
 	// submitTimeout is how long a transaction may take to be in a block.
 	submitTimeout = 60 * time.Second
+	// peerTimeout is how long one peer may take, which waits for a block for a part of it.
+	peerTimeout = 30 * time.Second
+	// waited is how often the account is looked at that shows a transaction.
+	waited = 2 * time.Second
 	// showTimeout is how long the next block, which shows what it did, is waited for at least.
 	showTimeout = 20 * time.Second
 )
@@ -23,14 +27,18 @@ const (
 var ErrRefused = errors.New("refused by the ledger")
 
 // ErrLost says that nobody knows what became of a transaction.
-var ErrLost = errors.New("a node that had the transaction was lost, so it may still be in a block: see the account")
+var ErrLost = errors.New("the transaction may be in a block, or still come into one: see the account")
+
+// errUsed is why nobody is asked any more about a transaction that waited for a block.
+var errUsed = errors.New("its number is used up, so it, or another of that number, is in a block")
 
 // errNotThere is a claim about a transaction that the sender's account contradicts.
 var errNotThere = errors.New("it said that a transaction is in a block, which it is not")
 
-// Submit hands a signed transaction to a full node, and to the next if one is lost or
-// refuses it, and waits until it is in a block: until the sender's account shows so. Its
-// height, and whether its action was carried out, are what the peer says.
+// Submit hands a signed transaction to a full node, and to the next if one is lost,
+// refuses it, or has no block with it yet, and waits until it is in a block: until the
+// sender's account shows so. Its height, and whether its action was carried out, are what
+// the peer says. An error is ErrLost where it may have come into a block all the same.
 func (c *Client) Submit(ctx context.Context, raw []byte) (mesh.Height, error) {
 	tx, err := ledger.ParseTx(c.cfg.Network, raw)
 	if err != nil {
@@ -39,7 +47,8 @@ func (c *Client) Submit(ctx context.Context, raw []byte) (mesh.Height, error) {
 	ctx, cancel := context.WithTimeout(ctx, submitTimeout)
 	defer cancel()
 	errs := []error{}
-	lost, refused := false, 0
+	lost, held, refused := false, false, 0
+	var no error
 	for _, peer := range c.peers() {
 		if ctx.Err() != nil || refused == 2 {
 			break
@@ -59,18 +68,61 @@ func (c *Client) Submit(ctx context.Context, raw []byte) (mesh.Height, error) {
 			return height, nil
 		case height > 0:
 			return height, fmt.Errorf("%w: %.300s", ErrRefused, answer.GetReason())
+		case answer.GetAccepted(): // no block has it; others have it soon, and wait too
+			held = true
+			errs = append(errs, fmt.Errorf("%s: %.300s", peer.Short(), answer.GetReason()))
+			if used, err := c.used(ctx, tx); err == nil && used {
+				return 0, errors.Join(append(errs, errUsed, ErrLost)...)
+			}
+		case answer.GetUnable():
+			errs = append(errs, fmt.Errorf("%s takes no transactions now: %.300s", peer.Short(), answer.GetReason()))
 		default: // a second one has to say so too
 			refused++
-			errs = append(errs, fmt.Errorf("%w: %.300s", ErrRefused, answer.GetReason()))
+			no = fmt.Errorf("%w: %.300s", ErrRefused, answer.GetReason())
+			errs = append(errs, no)
 		}
 	}
 	switch {
+	case held:
+		errs = append(errs, c.waitUsed(ctx, tx), ErrLost)
 	case lost && refused > 0:
 		errs = append(errs, ErrLost)
 	case refused > 0:
-		return 0, errs[0]
+		return 0, no
 	}
 	return 0, join(errs)
+}
+
+// waitUsed waits until a transaction's number is used up, and returns why it ended.
+func (c *Client) waitUsed(ctx context.Context, tx *ledger.Tx) error {
+	for {
+		if used, err := c.used(ctx, tx); err == nil && used {
+			return errUsed
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait for a block with the transaction: %w", ctx.Err())
+		case <-time.After(max(waited, c.cfg.Fresh)):
+		}
+	}
+}
+
+// used reports whether the newest state has a transaction of this number.
+func (c *Client) used(ctx context.Context, tx *ledger.Tx) (bool, error) {
+	head, err := c.Head(ctx)
+	if err != nil {
+		return false, err
+	}
+	return c.usedAt(ctx, head, tx)
+}
+
+func (c *Client) usedAt(ctx context.Context, head Head, tx *ledger.Tx) (bool, error) {
+	r := &Reader{ctx: ctx, c: c, head: head}
+	account, err := ledger.NewView(r).Account(tx.Sender)
+	if err := errors.Join(r.Err(), err); err != nil {
+		return false, err
+	}
+	return account.GetNonce() > tx.Pb.GetNonce(), nil
 }
 
 // included waits until the state after a block can be read, which the header of the
@@ -82,12 +134,11 @@ func (c *Client) included(ctx context.Context, tx *ledger.Tx, height mesh.Height
 		c.outdate()
 		head, err := c.Head(ctx)
 		if err == nil && head.Height > height {
-			r := &Reader{ctx: ctx, c: c, head: head}
-			account, err := ledger.NewView(r).Account(tx.Sender)
-			if err := errors.Join(r.Err(), err); err != nil {
+			used, err := c.usedAt(ctx, head, tx)
+			if err != nil {
 				return fmt.Errorf("look whether a transaction is in block %d: %w", height, err)
 			}
-			if account.GetNonce() <= tx.Pb.GetNonce() {
+			if !used {
 				return &lie{errNotThere}
 			}
 			return nil
@@ -101,6 +152,8 @@ func (c *Client) included(ctx context.Context, tx *ledger.Tx, height mesh.Height
 }
 
 func (c *Client) submitTo(ctx context.Context, peer mesh.Address, tx []byte) (*lightpb.TxAnswer, error) {
+	ctx, cancel := context.WithTimeout(ctx, peerTimeout)
+	defer cancel()
 	conn, err := c.cfg.Dialer.Dial(ctx, peer, "tx")
 	if err != nil {
 		return nil, fmt.Errorf("hand a transaction to %s: %w", peer.Short(), err)
@@ -110,7 +163,7 @@ func (c *Client) submitTo(ctx context.Context, peer mesh.Address, tx []byte) (*l
 	conn.SetDeadline(deadline)
 	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Now()) })
 	defer stop()
-	if err := p2p.WriteMessage(conn, &lightpb.TxAsk{Tx: tx, Wait: true}); err != nil {
+	if err := p2p.WriteMessage(conn, &lightpb.TxAsk{Tx: tx}); err != nil {
 		return nil, fmt.Errorf("hand a transaction to %s: %w", peer.Short(), err)
 	}
 	answer := new(lightpb.TxAnswer)

@@ -1,8 +1,10 @@
 package light
 
 import (
+	"context"
 	"crypto/ed25519"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -86,5 +88,59 @@ func TestSubmit(t *testing.T) {
 	c.patience = 100 * time.Millisecond
 	if h, err := c.Submit(t.Context(), raw); err != nil || h != 8 {
 		t.Errorf("beside a peer that names a height that never comes: height %d, %v", h, err)
+	}
+}
+
+// TestSubmitOpen: what no block has yet, and what a node cannot take now, is not refused.
+func TestSubmitOpen(t *testing.T) {
+	key := testKey("sender")
+	sender := mesh.AddressOf(key.Public().(ed25519.PublicKey))
+	raw, err := ledger.SignTx(testNetwork, key, &ledgerpb.Tx{Nonce: 4, Fee: 1, Action: &ledgerpb.Tx_Transfer{Transfer: &ledgerpb.Transfer{To: sender[:], Amount: 5}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	waits := &lightpb.TxAnswer{Accepted: true, Reason: "no block has it yet"}
+	unable := &lightpb.TxAnswer{Unable: true, Reason: "still catching up"}
+	refuses := &lightpb.TxAnswer{Reason: "number 4 was used"}
+	for _, c := range []struct {
+		name          string
+		used          bool
+		answers       []*lightpb.TxAnswer
+		refused, lost bool
+		why           error
+	}{
+		{"waits, and its number is used", true, []*lightpb.TxAnswer{waits, waits}, false, true, errUsed},
+		{"waits until the caller gives up", false, []*lightpb.TxAnswer{waits, waits}, false, true, context.Canceled},
+		{"one refuses it, one has it", true, []*lightpb.TxAnswer{refuses, waits}, true, true, errUsed},
+		{"nobody can take it", false, []*lightpb.TxAnswer{unable, unable, unable}, false, false, nil},
+		{"one cannot take it, two refuse it", false, []*lightpb.TxAnswer{unable, refuses, refuses}, true, false, nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t, smallChain(), len(c.answers), 9)
+			w.withState(9, func(int64) []ledger.Change {
+				a := &ledgerpb.Account{Balance: 100, Nonce: 4}
+				if c.used {
+					a.Nonce = 5
+				}
+				return []ledger.Change{{Key: ledger.AccountKey(sender), Value: accountValue(t, a)}}
+			})
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			var looks atomic.Int64
+			for i, n := range w.nodes {
+				n.tx = func(*lightpb.TxAsk) *lightpb.TxAnswer { return c.answers[i] }
+				n.answer = func(ask *lightpb.Ask) *lightpb.Answer {
+					if ask.GetRecord() != nil && looks.Add(1) == 3 { // at the account, once both have answered
+						cancel()
+					}
+					return nil
+				}
+			}
+			_, err := w.client().Submit(ctx, raw)
+			if err == nil || errors.Is(err, ErrRefused) != c.refused || errors.Is(err, ErrLost) != c.lost || c.why != nil && !errors.Is(err, c.why) {
+				t.Error(err)
+			}
+			w.fined()
+		})
 	}
 }

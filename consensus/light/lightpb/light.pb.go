@@ -656,7 +656,6 @@ func (x *KeyList) GetKeys() [][]byte {
 type TxAsk struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Tx            []byte                 `protobuf:"bytes,1,opt,name=tx,proto3" json:"tx,omitempty"`
-	Wait          bool                   `protobuf:"varint,2,opt,name=wait,proto3" json:"wait,omitempty"` // answer when it is in a block
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -698,20 +697,15 @@ func (x *TxAsk) GetTx() []byte {
 	return nil
 }
 
-func (x *TxAsk) GetWait() bool {
-	if x != nil {
-		return x.Wait
-	}
-	return false
-}
-
-// TxAnswer says what became of it. It is a claim; the account's record proves it.
+// TxAnswer says what became of it: a node that did not accept it refuses it, unless it
+// is unable. It is a claim; the account's record proves it.
 type TxAnswer struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Accepted      bool                   `protobuf:"varint,1,opt,name=accepted,proto3" json:"accepted,omitempty"`
-	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`  // why not, or why its action was refused
-	Height        uint64                 `protobuf:"varint,3,opt,name=height,proto3" json:"height,omitempty"` // of its block, when waited for
-	Done          bool                   `protobuf:"varint,4,opt,name=done,proto3" json:"done,omitempty"`     // its action was carried out
+	Accepted      bool                   `protobuf:"varint,1,opt,name=accepted,proto3" json:"accepted,omitempty"` // it waits here for a block, or is in one
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`      // why not, or why its action was refused
+	Height        uint64                 `protobuf:"varint,3,opt,name=height,proto3" json:"height,omitempty"`     // of its block; 0: in none yet, as far as this node knows
+	Done          bool                   `protobuf:"varint,4,opt,name=done,proto3" json:"done,omitempty"`         // its action was carried out
+	Unable        bool                   `protobuf:"varint,5,opt,name=unable,proto3" json:"unable,omitempty"`     // this node takes no transactions now; another may
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -774,6 +768,13 @@ func (x *TxAnswer) GetDone() bool {
 	return false
 }
 
+func (x *TxAnswer) GetUnable() bool {
+	if x != nil {
+		return x.Unable
+	}
+	return false
+}
+
 var File_consensus_light_lightpb_light_proto protoreflect.FileDescriptor
 
 const file_consensus_light_lightpb_light_proto_rawDesc = "" +
@@ -816,15 +817,15 @@ const file_consensus_light_lightpb_light_proto_rawDesc = "" +
 	"\tNO_LEDGER\x10\x03\x12\v\n" +
 	"\aINVALID\x10\x04\"\x1d\n" +
 	"\aKeyList\x12\x12\n" +
-	"\x04keys\x18\x01 \x03(\fR\x04keys\"+\n" +
+	"\x04keys\x18\x01 \x03(\fR\x04keys\"\x1d\n" +
 	"\x05TxAsk\x12\x0e\n" +
-	"\x02tx\x18\x01 \x01(\fR\x02tx\x12\x12\n" +
-	"\x04wait\x18\x02 \x01(\bR\x04wait\"j\n" +
+	"\x02tx\x18\x01 \x01(\fR\x02txJ\x04\b\x02\x10\x03\"\x82\x01\n" +
 	"\bTxAnswer\x12\x1a\n" +
 	"\baccepted\x18\x01 \x01(\bR\baccepted\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x16\n" +
 	"\x06height\x18\x03 \x01(\x04R\x06height\x12\x12\n" +
-	"\x04done\x18\x04 \x01(\bR\x04doneB4Z2github.com/gonka-mesh/mesh/consensus/light/lightpbb\x06proto3"
+	"\x04done\x18\x04 \x01(\bR\x04done\x12\x16\n" +
+	"\x06unable\x18\x05 \x01(\bR\x06unableB4Z2github.com/gonka-mesh/mesh/consensus/light/lightpbb\x06proto3"
 
 var (
 	file_consensus_light_lightpb_light_proto_rawDescOnce sync.Once
