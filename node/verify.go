@@ -100,7 +100,7 @@ func (n *Node) checkSettled(ctx context.Context, r *inference.Receipt, v *api.Ve
 	case r.Pb.GetPrice() == 0:
 		return api.ReceiptFree, "it costs nothing, so there is nothing to settle"
 	case r.Pb.GetFinish() == "":
-		return api.ReceiptFree, "its host was lost before the end, and is not paid for it"
+		return api.ReceiptFree, "its host was lost before the end, so this receipt is in no settlement; what the payer acknowledged of it is paid up to the receipt with which the host ended the answer itself, if it did"
 	}
 	epoch := mesh.Epoch(r.Pb.GetEpoch())
 	f, err := n.factsOf(ctx, epoch, r.Host, v)

@@ -215,3 +215,12 @@ func FuzzVerifySigned(f *testing.F) {
 		}
 	})
 }
+
+// TestLostHost: of a receipt without an end nobody may read that its host gets nothing.
+func TestLostHost(t *testing.T) {
+	r := &inference.Receipt{Pb: &inferencepb.Receipt{Escrow: make([]byte, 32), Price: 5}}
+	state, reason := new(Node).checkSettled(t.Context(), r, new(api.Verification))
+	if state != api.ReceiptFree || strings.Contains(reason, "not paid") || !strings.Contains(reason, "acknowledged of it is paid up to the receipt with which the host ended") {
+		t.Errorf("%s: %s", state, reason)
+	}
+}
