@@ -172,7 +172,7 @@ func (u *update) change(c ledger.Change) error {
 
 // tree brings the tree up to date and returns its root.
 func (u *update) tree() (mesh.Hash, error) {
-	t := treeUpdate{load: u.read, save: func(key, value []byte, was, now *page) error {
+	t := treeUpdate{load: u.read, path: proof.Path, save: func(key, value []byte, was, now *page) error {
 		if err := u.undo.notePage(key, was, now, value == nil); err != nil {
 			return err
 		}

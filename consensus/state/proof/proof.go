@@ -26,10 +26,10 @@ const (
 	MaxValue = 1 << 20
 	// MaxSize bounds an encoded proof: one value, and two keys with their paths.
 	MaxSize = MaxValue + 2*(MaxKey+256*80) + 4096
-	// MaxDepth bounds a path from the root to a leaf. To share that many leading bits
-	// with another key costs 2^128 hashes; nobody makes a deeper tree, nor a proof
-	// that is expensive to check.
-	MaxDepth = 128
+	// MaxDepth bounds a path from the root to a leaf: all bits of SHA-256. Two keys that
+	// share n leading bits cost whoever chooses both only 2^(n/2) hashes, so no fewer
+	// would do; a tree or a proof is as deep as what was really found.
+	MaxDepth = 8 * hashLen
 
 	format  = 1
 	hashLen = sha256.Size
