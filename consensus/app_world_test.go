@@ -68,7 +68,7 @@ func newAppNet(t *testing.T, n int) *appNet {
 	for group, amount := range map[string]mesh.Amount{
 		ledger.GroupTeam: rest, ledger.GroupEarly: ledger.Share(ledger.GroupEarly), ledger.GroupLiquidity: ledger.Share(ledger.GroupLiquidity),
 	} {
-		g.Allocations = append(g.Allocations, ledger.Allocation{Address: mesh.Address{1}, Amount: amount.String(), Group: group})
+		g.Allocations = append(g.Allocations, ledger.Allocation{Address: mesh.Address{9}, Amount: amount.String(), Group: group})
 	}
 	var err error
 	if net.genesis, err = json.Marshal(g); err != nil {

@@ -211,7 +211,7 @@ func crashRun(home string) error {
 		return err
 	}
 	defer chain.Stop()
-	to := mesh.Address{1}
+	to := mesh.Address{9}
 	for from := store.Height(); store.Height() < from+crashBlocks; {
 		v := store.View()
 		account, err := ledger.NewView(v).Account(net.Address())
@@ -305,7 +305,7 @@ func TestCrashAtEveryStep(t *testing.T) {
 	if fresh.Height() != store.Height() || fresh.AppHash() != store.AppHash() {
 		t.Errorf("the replay is at height %d with state %s, the validator at %d with %s", fresh.Height(), fresh.AppHash(), store.Height(), store.AppHash())
 	}
-	a, err := ledger.NewView(fresh).Account(mesh.Address{1})
+	a, err := ledger.NewView(fresh).Account(mesh.Address{9})
 	if err != nil || a.GetBalance() == 0 {
 		t.Errorf("no transfer was in the blocks: %v, %v", a, err)
 	}

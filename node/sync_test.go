@@ -91,7 +91,7 @@ func TestJoinBySnapshot(t *testing.T) {
 	}
 	self := mesh.AddressOf(account.Public().(ed25519.PublicKey))
 	doc, err := NewDevGenesis(time.Now().Add(-24*time.Hour), DevNetwork{
-		Hosts: []DevHost{{Address: self, Key: key}}, Client: mesh.Address{1}, EpochBlocks: 60, Block: 250 * time.Millisecond})
+		Hosts: []DevHost{{Address: self, Key: key}}, Client: mesh.Address{9}, EpochBlocks: 60, Block: 250 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}

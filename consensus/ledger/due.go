@@ -77,15 +77,18 @@ func keysOf(r Reader, prefix []byte, max int) (keys [][]byte) {
 	return keys
 }
 
-// committed returns the state before the block. What is swept and paid back has not
-// changed since, and to iterate over it costs nothing for other writes of the block.
+// committed returns the state before the block, or after its upgrade. What is swept and
+// paid back has not changed since, and to iterate over it costs nothing for other writes
+// of the block.
 func (o *overlay) committed() Reader {
-	r := o.base
 	for {
-		layer, ok := r.(*overlay)
-		if !ok {
-			return r
+		if o.migrated != nil {
+			return o.migrated
 		}
-		r = layer.base
+		layer, ok := o.base.(*overlay)
+		if !ok {
+			return o.base
+		}
+		o = layer
 	}
 }

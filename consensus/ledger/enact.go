@@ -15,10 +15,10 @@ const (
 
 // enact makes the change of a proposal whose vote ends at a height, or says in words
 // why not. Every change but a payment takes effect at the next epoch or later.
-func enact(o *overlay, b *blockState, body *ledgerpb.Propose, ends uint64) error {
+func (m *Machine) enact(o *overlay, b *blockState, body *ledgerpb.Propose, ends uint64) error {
 	switch change := body.GetChange().(type) {
 	case *ledgerpb.Propose_Params:
-		return enactParams(o, b, change.Params)
+		return m.enactParams(o, b, change.Params)
 	case *ledgerpb.Propose_Model:
 		return enactModel(o, b, change.Model)
 	case *ledgerpb.Propose_Upgrade:
@@ -31,7 +31,7 @@ func enact(o *overlay, b *blockState, body *ledgerpb.Propose, ends uint64) error
 
 // enactParams sets parameters of the next epoch, on top of what other votes of this
 // epoch set.
-func enactParams(o *overlay, b *blockState, t *ledgerpb.ParamsChange) error {
+func (m *Machine) enactParams(o *overlay, b *blockState, t *ledgerpb.ParamsChange) error {
 	if len(t.GetSet()) == 0 {
 		return refuse("no parameter to set")
 	}
@@ -43,6 +43,10 @@ func enactParams(o *overlay, b *blockState, t *ledgerpb.ParamsChange) error {
 		if i > 0 && s.GetName() <= t.GetSet()[i-1].GetName() {
 			return refuse("parameters are set in the order of their names, each once: %.40q is not", s.GetName())
 		}
+		if s.GetName() == "emission_first" && b.epoch.GetEpoch() > 0 {
+			// What is set now holds from an epoch on in which that reward was paid.
+			return refuse("emission_first is the reward of epoch 0, which is over; emission_decay is what can be changed")
+		}
 		if err := setParam(next, s.GetName(), s.GetValue()); err != nil {
 			return err
 		}
@@ -50,8 +54,35 @@ func enactParams(o *overlay, b *blockState, t *ledgerpb.ParamsChange) error {
 	if err := checkParams(next); err != nil {
 		return err
 	}
+	if err := m.checkUnbonding(b.params, next); err != nil {
+		return err
+	}
 	o.save(key(tablePending), next)
 	return nil
+}
+
+// checkUnbonding refuses to let collateral unbond while light nodes still believe what it
+// stands behind: whoever signed a header could then sign another one of that height with
+// nothing to lose. Who asks for collateral back in an epoch has power until that epoch is
+// closed, settle_blocks into the next one, and is paid when the unbonding_epochs-th after
+// it begins. A network that began with less than that may change its
+// parameters, and not shorten it.
+func (m *Machine) checkUnbonding(now, next *ledgerpb.Params) error {
+	was := slashable(now, now.GetUnbondingEpochs())
+	// What unbonds already has the number of epochs of now, and their length of then.
+	is := slashable(next, min(now.GetUnbondingEpochs(), next.GetUnbondingEpochs()))
+	if m.cfg.Trust == 0 || is > m.cfg.Trust || is >= was {
+		return nil
+	}
+	return refuse("collateral could be slashed for %d blocks after its host lost its power, (unbonding_epochs - 1) * epoch_blocks - settle_blocks; it has to be more than the %d for which light nodes trust what the host signed (trust_seconds of the genesis)",
+		is, m.cfg.Trust)
+}
+
+// slashable is for how many blocks a host that asked for its collateral back can be
+// slashed at least, from when it lost its power on.
+func slashable(p *ledgerpb.Params, unbonding uint64) uint64 {
+	all := (unbonding - 1) * p.GetEpochBlocks()
+	return all - min(all, p.GetSettleBlocks())
 }
 
 // enactModel approves a model, changes its coefficient by at most a tenth per epoch,
@@ -63,6 +94,9 @@ func enactModel(o *overlay, b *blockState, t *ledgerpb.ModelChange) error {
 	}
 	next := b.epoch.GetEpoch() + 1
 	model, known := load[ledgerpb.Model](o, modelKey(id))
+	// What it weighs now is what a change is measured by, however many votes of this
+	// epoch change it, or retire it and approve it again.
+	now := coefficientAt(model, next-1)
 	switch retired := model.GetRetired() != 0; {
 	case t.GetCoefficient() == 0 && (!known || retired):
 		return refuse("model %s is not approved, so it cannot be retired; to approve it give a coefficient", id.Short())
@@ -72,20 +106,20 @@ func enactModel(o *overlay, b *blockState, t *ledgerpb.ModelChange) error {
 		if model, err = approved(id, t.GetName(), t.GetCoefficient(), next); err != nil {
 			return err
 		}
-	case retired:
+	case retired && now == 0:
 		if model.GetRetired() < next {
 			model.Since = next
 		}
 		model.Retired = 0
 	default:
-		now := coefficientAt(model, next-1)
-		if now == 0 { // approved in this epoch
+		if now == 0 { // approved in this epoch, with whatever the vote said
 			now = model.GetCoefficient()
 		}
 		step := max(1, now/10)
 		if t.GetCoefficient() > now+step || t.GetCoefficient()+step < now {
 			return refuse("coefficient %d for model %s, which has %d: a vote changes it by at most a tenth", t.GetCoefficient(), id.Short(), now)
 		}
+		model.Retired = 0 // by another vote of this epoch
 	}
 	if known && t.GetName() != "" {
 		if err := checkWords("name of the model", t.GetName(), 1, maxModelName, ""); err != nil {
@@ -156,8 +190,6 @@ func enactSpend(o *overlay, t *ledgerpb.Spend) error {
 	}
 	totals, _ := load[ledgerpb.Totals](o, key(tableMisc, []byte(miscTotals)))
 	switch {
-	case to.IsZero():
-		return refuse("the recipient is nobody")
 	case t.GetAmount() == 0:
 		return refuse("nothing to spend")
 	case t.GetAmount() > totals.GetCommunity():

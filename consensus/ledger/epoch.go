@@ -81,9 +81,10 @@ func (m *Machine) beginEpoch(o *overlay, b *blockState) {
 		o.remove(key(tablePending))
 		b.emit("params", "epoch", fmt.Sprint(b.epoch.GetEpoch()))
 	}
+	o.rotateKeys(b)
 	m.payUnbonding(o, b.epoch.GetEpoch())
 	m.releaseVesting(o, b.epoch.GetEpoch())
-	o.recordHosts(b.epoch.GetEpoch())
+	o.recordHosts(b.epoch.GetEpoch(), b.params)
 	b.emit("epoch", "begins", fmt.Sprint(b.epoch.GetEpoch()))
 }
 
@@ -91,12 +92,14 @@ func (m *Machine) beginEpoch(o *overlay, b *blockState) {
 // the state takes, and all of an epoch's hosts are looked through often.
 const maxListed = 10_000
 
-// recordHosts notes who serves in an epoch: implicit lanes of escrows go to them. Of too
-// many they are those with the most collateral.
-func (o *overlay) recordHosts(epoch uint64) {
+// recordHosts notes who serves in an epoch: implicit lanes of escrows go to them. Less
+// than host_collateral does not make a host one of them, or whoever made many would thin
+// out the lanes of all others for next to nothing. Of too many they are those with the
+// most collateral.
+func (o *overlay) recordHosts(epoch uint64, p *ledgerpb.Params) {
 	var all []member
 	scan(o, []byte{tableHost}, func(k []byte, h *ledgerpb.Host) {
-		if h.GetCollateral() > 0 && h.GetJailedUntil() == 0 && !h.GetTombstoned() {
+		if h.GetCollateral() >= max(1, p.GetHostCollateral()) && h.GetJailedUntil() == 0 && !h.GetTombstoned() {
 			all = append(all, member{host: mesh.AddressOf(k[1:]), weight: h.GetCollateral()})
 		}
 	})
@@ -223,7 +226,7 @@ func (m *Machine) prune(o *overlay, b *blockState, epoch uint64) {
 
 // firstValidators chooses those of the genesis.
 func (m *Machine) firstValidators(o *overlay, b *blockState) {
-	o.recordHosts(0)
+	o.recordHosts(0, b.params)
 	m.chooseSet(o, b, m.cfg.Work.Weights(o, 0))
 	m.tellSet(o, b)
 }

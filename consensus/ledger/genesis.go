@@ -145,8 +145,8 @@ func allocate(o *overlay, all []Allocation) error {
 		switch {
 		case err != nil:
 			return fmt.Errorf("allocation %d: %w", i, err)
-		case a.Address.IsZero() || amount == 0:
-			return fmt.Errorf("allocation %d has no address or no amount", i)
+		case nobodys(a.Address) || amount == 0:
+			return fmt.Errorf("allocation %d has no amount, or an address that is nobody's", i)
 		case a.Group == GroupHosts || Share(a.Group) == 0:
 			return fmt.Errorf("allocation %d: group %q, want ecosystem, team, early or liquidity", i, a.Group)
 		case uint64(amount) > uint64(Share(a.Group))-given[a.Group]:
@@ -208,6 +208,9 @@ func (m *Machine) genesisHost(o *overlay, b *blockState, h GenesisHost) error {
 	}
 	if !h.Owner.IsZero() {
 		t.Owner = h.Owner[:]
+	}
+	if nobodys(h.Address) {
+		return fmt.Errorf("the address is nobody's")
 	}
 	if _, ok := load[ledgerpb.Host](o, hostKey(h.Address)); ok {
 		return fmt.Errorf("it is listed twice")

@@ -60,7 +60,7 @@ func (c *call) propose(t *ledgerpb.Propose) error {
 	if len(ending) >= 8*maxEnding {
 		return refuse("%d votes begin in this block already, propose again in the next", maxEnding)
 	}
-	if err := enact(c.overlay.layer(), c.b, t, ends); err != nil {
+	if err := c.m.enact(c.overlay.layer(), c.b, t, ends); err != nil {
 		return err
 	}
 	if err := c.debit(c.sender, t.GetDeposit()); err != nil {
@@ -181,7 +181,7 @@ func (m *Machine) closeProposal(o *overlay, b *blockState, voters *electorate, i
 	why := p.GetReason()
 	if p.GetStatus() == StatusPassed {
 		layer := o.layer()
-		if err := enact(layer, b, p.GetBody(), p.GetEnds()); err != nil {
+		if err := m.enact(layer, b, p.GetBody(), p.GetEnds()); err != nil {
 			p.Status, p.Reason, why = StatusFailed, reasonFailed(p.GetBody()), err.Error()
 		} else {
 			o.fold(layer)

@@ -253,6 +253,97 @@ func TestMigrationFails(t *testing.T) {
 	}
 }
 
+// TestUnbondingOutlastsTrust: neither a proposal nor a vote that ends later lets
+// collateral be gone while light nodes believe what it stands behind.
+func TestUnbondingOutlastsTrust(t *testing.T) {
+	run := func(s *govStory, text string) string {
+		s.said = nil
+		s.run(strings.Fields(text))
+		return strings.Join(s.said, "; ")
+	}
+	trusting := func(blocks uint64) *govStory {
+		s := newGovStory(t) // unbonding_epochs 2, epoch_blocks 100, settle_blocks 50: slashable for 50 blocks
+		s.m.cfg.Trust = blocks
+		return s
+	}
+	const why = "light nodes trust"
+	s := trusting(40)
+	for _, refused := range []string{"unbonding_epochs=1", "settle_blocks=60", "epoch_blocks=90", "epoch_blocks=60 unbonding_epochs=4", "settle_blocks=61 unbonding_epochs=4"} {
+		if said := run(s, "joe propose params "+refused); !strings.Contains(said, why) {
+			t.Errorf("%s: %q", refused, said)
+		}
+	}
+	for _, passes := range []string{"settle_blocks=59", "epoch_blocks=91", "unbonding_epochs=3"} {
+		if said := run(s, "joe propose params "+passes); strings.Contains(said, "refused") {
+			t.Errorf("%s: %q", passes, said)
+		}
+	}
+	// Each of the first two is well, both together are not: the second fails at its end.
+	for _, n := range []string{"1", "2"} {
+		run(s, "ann vote "+n+" yes")
+	}
+	if said := run(s, "to 30"); !strings.Contains(said, "id=1 status=passed") || !strings.Contains(said, "id=2 status=failed") || !strings.Contains(said, why) {
+		t.Errorf("two votes that together are too much: %q", said)
+	}
+	// A network that began with less may change what it likes, but for that.
+	s = trusting(1000)
+	for change, refused := range map[string]bool{"fee_per_byte=7": false, "unbonding_epochs=3": false, "settle_blocks=40": false, "settle_blocks=51": true, "unbonding_epochs=1": true} {
+		if said := run(s, "joe propose params "+change); strings.Contains(said, why) != refused {
+			t.Errorf("%s: %q", change, said)
+		}
+	}
+}
+
+// TestEmissionFirst: what the first epoch emits can be voted on while it can still be
+// changed.
+func TestEmissionFirst(t *testing.T) {
+	for epoch, refused := range map[string]bool{"0": false, "1": true} {
+		s := newGovStory(t)
+		s.run([]string{"epoch", epoch})
+		s.run(strings.Fields("joe propose params emission_first=1000"))
+		if said := strings.Join(s.said, "; "); strings.Contains(said, "which is over") != refused {
+			t.Errorf("in epoch %s: %q", epoch, said)
+		}
+	}
+}
+
+// TestUpgradeMovesKeys: the beacon of the block of an upgrade is judged by what its
+// migration leaves, and so is what is swept and paid in that block.
+func TestUpgradeMovesKeys(t *testing.T) {
+	w := newWorld(t, worldParams(), []string{"ann"})
+	w.blocks(2)
+	o := newOverlay(w.state)
+	o.save(upgradeKey(), &ledgerpb.Upgrade{Name: "v1", Height: 3})
+	w.state.write(t, o.changes())
+	before, after := w.newKeys("ann", 0), w.newKeys("ann", 1)
+	index := consensusIndex(before.address())
+	cfg := w.m.cfg
+	cfg.Upgrades = map[string]Migration{"v1": func(st Store) error {
+		b, err := encode(&ledgerpb.ConsensusKey{Host: addressBytes(w.address("ann")), BlsKey: after.bls.Public().Bytes()})
+		st.Set(index, b)
+		st.Set([]byte("t-new"), []byte{1})
+		return err
+	}}
+	w.m = New(cfg)
+	b := w.next()
+	b.Txs[0] = w.beacon(before, 3)
+	if _, err := w.m.Accepts(w.state, b); err == nil {
+		t.Error("a beacon by the key of before the upgrade is accepted")
+	}
+	b.Txs[0] = w.beacon(&hostKeys{"ann", before.consensus, after.bls}, 3)
+	if _, err := w.m.Accepts(w.state, b); err != nil {
+		t.Errorf("the beacon of the key that the upgrade leaves: %v", err)
+	}
+	o = newOverlay(w.state)
+	if err := w.m.upgrade(o, &blockState{height: 3}); err != nil {
+		t.Fatal(err)
+	}
+	o.set([]byte("t-later"), []byte{1})
+	if got := keysOf(o.layer().layer().committed(), []byte("t-"), 9); len(got) != 1 || string(got[0]) != "t-new" {
+		t.Errorf("the state before the block, after its upgrade, has %q", got)
+	}
+}
+
 // BenchmarkVotesEnd counts the votes that can end in one block, of 1,000 hosts, each
 // with work on two models that it delegates apart.
 func BenchmarkVotesEnd(b *testing.B) {

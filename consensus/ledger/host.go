@@ -14,6 +14,10 @@ import (
 // A host has three keys: the node key is its account, the consensus key signs blocks,
 // and the BLS key makes randomness. Its owner, which may be a cold account, gets its
 // rewards and its collateral back; the node key alone cannot redirect either.
+//
+// A validator that replaces its keys goes on with the old ones to the end of the epoch,
+// and does so once in an epoch: keys that changed in every block would make light nodes,
+// which skip, verify block by block.
 
 func hostKey(a mesh.Address) []byte { return key(tableHost, a[:]) }
 
@@ -65,7 +69,7 @@ func (c *call) replaceOwner(t *ledgerpb.RegisterHost) error {
 	if err != nil {
 		return err
 	}
-	owner, err := ownerFrom(t.GetOwner())
+	owner, err := addressFrom("owner", t.GetOwner())
 	switch {
 	case err != nil:
 		return err
@@ -79,22 +83,13 @@ func (c *call) replaceOwner(t *ledgerpb.RegisterHost) error {
 	return nil
 }
 
-// ownerFrom reads an owner: somebody, as what it owns would be lost otherwise.
-func ownerFrom(b []byte) (mesh.Address, error) {
-	a, err := addressFrom("owner", b)
-	if err == nil && a.IsZero() {
-		err = refuse("the owner is nobody")
-	}
-	return a, err
-}
-
 // enrol makes the sender a host, or replaces its keys.
 func (c *call) enrol(network mesh.NetworkID, t *ledgerpb.RegisterHost) error {
 	h, known := load[ledgerpb.Host](c.overlay, hostKey(c.sender))
 	owner := c.sender
 	if len(t.GetOwner()) > 0 {
 		var err error
-		if owner, err = ownerFrom(t.GetOwner()); err != nil {
+		if owner, err = addressFrom("owner", t.GetOwner()); err != nil {
 			return err
 		}
 	}
@@ -104,45 +99,102 @@ func (c *call) enrol(network mesh.NetworkID, t *ledgerpb.RegisterHost) error {
 	case known && len(t.GetOwner()) > 0 && !bytes.Equal(h.GetOwner(), owner[:]) && !bytes.Equal(h.GetOwner(), c.sender[:]):
 		return refuse("only the owner, %s, can name another one", mesh.AddressOf(h.GetOwner()).Short())
 	}
+	if known && sameKeys(h, t) {
+		return c.rename(h, t)
+	}
+	if c.Get(rotationKey(c.sender)) != nil {
+		return refuse("%s gave new keys in this epoch already; they count from the next one on", c.sender.Short())
+	}
 	if err := checkKeys(network, c.sender, t); err != nil {
 		return err
 	}
-	index := consensusIndex(ConsensusAddressOf(t.GetConsensusKey()))
 	for _, k := range []struct {
 		name       string
 		index      []byte
 		now, given []byte
-	}{{"consensus key", index, h.GetConsensusKey(), t.GetConsensusKey()}, {"BLS key", blsIndex(t.GetBlsKey()), h.GetBlsKey(), t.GetBlsKey()}} {
+	}{
+		{"consensus key", consensusIndex(ConsensusAddressOf(t.GetConsensusKey())), h.GetConsensusKey(), t.GetConsensusKey()},
+		{"BLS key", blsIndex(t.GetBlsKey()), h.GetBlsKey(), t.GetBlsKey()},
+	} {
 		if c.Get(k.index) != nil && !bytes.Equal(k.now, k.given) {
 			return refuse("the %s is or was another's, or was replaced before", k.name)
 		}
 	}
-	c.save(index, &ledgerpb.ConsensusKey{Host: c.sender[:], BlsKey: t.GetBlsKey(), Mixes: c.mixesFrom(h, t.GetBlsKey())})
-	c.save(blsIndex(t.GetBlsKey()), &ledgerpb.ConsensusKey{Host: c.sender[:]})
 	if !known {
 		h.Since = c.b.epoch.GetEpoch()
 	}
 	if !known || len(t.GetOwner()) > 0 {
 		h.Owner = owner[:]
 	}
-	if h.GetPower() > 0 && !bytes.Equal(h.GetConsensusKey(), t.GetConsensusKey()) {
-		c.b.reset = true
+	c.save(hostKey(c.sender), h)
+	if h.GetPower() == 0 {
+		c.takeKeys(c.b, c.sender, h, t)
+		return nil
 	}
-	h.ConsensusKey, h.BlsKey = t.GetConsensusKey(), t.GetBlsKey()
+	c.reserveKeys(c.sender, h, t)
+	return nil
+}
+
+func sameKeys(h *ledgerpb.Host, t *ledgerpb.RegisterHost) bool {
+	return bytes.Equal(h.GetConsensusKey(), t.GetConsensusKey()) && bytes.Equal(h.GetBlsKey(), t.GetBlsKey())
+}
+
+// rename is a registration of the keys that a host has: its own word for another owner.
+func (c *call) rename(h *ledgerpb.Host, t *ledgerpb.RegisterHost) error {
+	if len(t.GetOwner()) == 0 || bytes.Equal(h.GetOwner(), t.GetOwner()) {
+		return refuse("%s has these keys and this owner", c.sender.Short())
+	}
+	h.Owner = t.GetOwner()
 	c.save(hostKey(c.sender), h)
 	return nil
 }
 
+func rotationKey(a mesh.Address) []byte { return key(tableRotation, a[:]) }
+
+// reserveKeys notes the keys that a validator has from the next epoch on. From now on
+// they are nobody else's.
+func (o *overlay) reserveKeys(host mesh.Address, h *ledgerpb.Host, t *ledgerpb.RegisterHost) {
+	if !bytes.Equal(h.GetConsensusKey(), t.GetConsensusKey()) {
+		o.save(consensusIndex(ConsensusAddressOf(t.GetConsensusKey())), &ledgerpb.ConsensusKey{Host: host[:], BlsKey: t.GetBlsKey()})
+	}
+	if !bytes.Equal(h.GetBlsKey(), t.GetBlsKey()) {
+		o.save(blsIndex(t.GetBlsKey()), &ledgerpb.ConsensusKey{Host: host[:]})
+	}
+	o.save(rotationKey(host), &ledgerpb.RegisterHost{ConsensusKey: t.GetConsensusKey(), BlsKey: t.GetBlsKey()})
+}
+
+// rotateKeys gives hosts the keys that they registered in the epoch before.
+func (o *overlay) rotateKeys(b *blockState) {
+	scan(o, []byte{tableRotation}, func(k []byte, t *ledgerpb.RegisterHost) {
+		host := mesh.AddressOf(k[1:])
+		h, _ := load[ledgerpb.Host](o, hostKey(host))
+		o.takeKeys(b, host, h, t)
+		o.remove(k)
+	})
+}
+
+// takeKeys gives a host its keys.
+func (o *overlay) takeKeys(b *blockState, host mesh.Address, h *ledgerpb.Host, t *ledgerpb.RegisterHost) {
+	o.save(consensusIndex(ConsensusAddressOf(t.GetConsensusKey())),
+		&ledgerpb.ConsensusKey{Host: host[:], BlsKey: t.GetBlsKey(), Mixes: o.mixesFrom(b, h, t.GetBlsKey())})
+	o.save(blsIndex(t.GetBlsKey()), &ledgerpb.ConsensusKey{Host: host[:]})
+	if h.GetPower() > 0 && !bytes.Equal(h.GetConsensusKey(), t.GetConsensusKey()) {
+		b.reset = true
+	}
+	h.ConsensusKey, h.BlsKey = t.GetConsensusKey(), t.GetBlsKey()
+	o.save(hostKey(host), h)
+}
+
 // mixesFrom returns the height from which a BLS key of a host makes randomness.
-func (c *call) mixesFrom(h *ledgerpb.Host, blsKey []byte) uint64 {
+func (o *overlay) mixesFrom(b *blockState, h *ledgerpb.Host, blsKey []byte) uint64 {
 	switch {
 	case bytes.Equal(h.GetBlsKey(), blsKey):
-		before, _ := load[ledgerpb.ConsensusKey](c.overlay, consensusIndex(ConsensusAddressOf(h.GetConsensusKey())))
+		before, _ := load[ledgerpb.ConsensusKey](o, consensusIndex(ConsensusAddressOf(h.GetConsensusKey())))
 		return before.GetMixes()
-	case c.b.height == 0: // of the genesis
+	case b.height == 0: // of the genesis
 		return 0
 	}
-	return uint64(c.b.height) + freshBlocks
+	return uint64(b.height) + freshBlocks
 }
 
 func checkKeys(network mesh.NetworkID, host mesh.Address, t *ledgerpb.RegisterHost) error {
@@ -155,6 +207,8 @@ func checkKeys(network mesh.NetworkID, host mesh.Address, t *ledgerpb.RegisterHo
 	}
 	proof := HostProof(network, host, t.GetBlsKey())
 	switch {
+	case nobodys([32]byte(t.GetConsensusKey())):
+		return refuse("consensus key %x is nobody's: anyone can sign for it", t.GetConsensusKey())
 	case !ed25519.Verify(t.GetConsensusKey(), proof, t.GetConsensusProof()):
 		return refuse("the consensus key's proof is not its signature")
 	case !public.VerifyProof(proof, t.GetBlsProof()):
@@ -273,6 +327,19 @@ func (v View) Hosts() (out []NamedHost, err error) {
 		out = append(out, NamedHost{mesh.AddressOf(k[1:]), h})
 	})
 	return out, err
+}
+
+// NextKeys returns the keys that a validator has from the next epoch on, nil for one
+// that gave none in this epoch.
+func (v View) NextKeys(a mesh.Address) (*ledgerpb.RegisterHost, error) {
+	return read[ledgerpb.RegisterHost](v, rotationKey(a))
+}
+
+// Validators returns the hosts that have power, ascending by address.
+func (v View) Validators() ([]NamedHost, error) {
+	o := newOverlay(v.r)
+	all := o.validators()
+	return all, *o.err
 }
 
 // UnbondingOf returns what of a host's collateral unbonds.

@@ -198,6 +198,12 @@ func (a *audit) hosts() {
 	each(a, tableKey, func(k []byte, r *ledgerpb.ConsensusKey) {
 		a.want((len(k) == 21 || len(k) == 49) && a.o.Get(key(tableHost, r.GetHost())) != nil, "key %x belongs to %x, which is no host", k, r.GetHost())
 	})
+	each(a, tableRotation, func(k []byte, r *ledgerpb.RegisterHost) {
+		for _, index := range [][]byte{consensusIndex(ConsensusAddressOf(r.GetConsensusKey())), blsIndex(r.GetBlsKey())} {
+			of, ok := load[ledgerpb.ConsensusKey](a.o, index)
+			a.want(ok && len(k) == 33 && bytes.Equal(of.GetHost(), k[1:]), "a key that host %x will have belongs to %x", k, of.GetHost())
+		}
+	})
 	// A chain keeps its last validator, whatever it did.
 	a.want(away == 0 || validators == 1, "%d of %d validators are in jail", away, validators)
 	// CometBFT stops at an eighth of what 63 bits hold.

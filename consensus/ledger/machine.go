@@ -27,6 +27,9 @@ type Config struct {
 	Verify func(tx *Tx) bool
 	// VerifyBeacon is the same for the proposer's signature: blsKey's over network and height.
 	VerifyBeacon func(blsKey, signature []byte, height mesh.Height) bool
+	// Trust is for how many blocks light nodes believe a header: trust_seconds of the
+	// genesis document, in blocks. No vote lets collateral unbond faster; 0 bounds nothing.
+	Trust uint64
 	// Upgrades are the names of upgrades that this software carries out, with what each
 	// changes in the state, which may be nil.
 	Upgrades map[string]Migration

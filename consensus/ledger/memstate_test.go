@@ -244,6 +244,8 @@ func recordOf(k []byte) proto.Message {
 		return new(ledgerpb.Delegation)
 	case tableKey:
 		return new(ledgerpb.ConsensusKey)
+	case tableRotation:
+		return new(ledgerpb.RegisterHost)
 	case tableLane:
 		return new(ledgerpb.LaneState)
 	case tableLines:

@@ -35,13 +35,14 @@ var bounds = map[string]struct{ least, most uint64 }{
 	"veto_bp":               {1000, 10000},
 	"keep_epochs":           {2, 10000},
 	"register_fee":          {0, 1e15},
+	"host_collateral":       {0, 1e15},
 }
 
 // DefaultParams are those of the main network.
 func DefaultParams() *ledgerpb.Params {
 	return &ledgerpb.Params{
 		EpochBlocks: 17280, SettleBlocks: 720, // a day and an hour, of blocks of 5 s
-		FeePerByte: 100, RegisterFee: 10e9,
+		FeePerByte: 100, RegisterFee: 10e9, HostCollateral: 10e9,
 		MaxValidators: 100, CollateralPerWeight: 10e6, CapPercent: 10,
 		UnbondingEpochs: 21, VestingEpochs: 180,
 		EmissionFirst:  190_000e9,

@@ -55,6 +55,7 @@ const (
 	tableLines      = 'e' // epoch, host, lines before → Settle, until the epoch is settled
 	tableMember     = 'm' // run, address → Member
 	tablePending    = 'p' // → Params of the next epoch
+	tableRotation   = 'r' // host → RegisterHost, whose keys count from the next epoch on
 	tableSet        = 'h' // epoch → addresses of the epoch's hosts, one after the other
 	tableSigning    = 'n' // host → Signing
 	tableSettling   = 's' // epoch, host → Settling, until the epoch is settled
@@ -93,6 +94,8 @@ type overlay struct {
 	base   Reader
 	writes map[string][]byte // nil deletes
 	err    *error            // the first record that did not decode, shared by all layers
+	// migrated is the base after an upgrade changed it; nil in a block without one.
+	migrated Reader
 }
 
 func newOverlay(base Reader) *overlay {
@@ -258,7 +261,11 @@ func addressFrom(what string, b []byte) (mesh.Address, error) {
 	if len(b) != len(mesh.Address{}) {
 		return mesh.Address{}, refuse("%s of %d bytes, want 32", what, len(b))
 	}
-	return mesh.AddressOf(b), nil
+	a := mesh.AddressOf(b)
+	if nobodys(a) {
+		return mesh.Address{}, refuse("%s %x is nobody's: anyone can sign for that key", what, a[:])
+	}
+	return a, nil
 }
 
 // hashFrom reads a hash of a transaction.

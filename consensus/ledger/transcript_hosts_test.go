@@ -188,7 +188,7 @@ func (s *hostStory) vote(f []string) {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	if err := enactParams(o, &blockState{params: p}, change); err != nil {
+	if err := s.w.m.enactParams(o, &blockState{params: p}, change); err != nil {
 		s.t.Fatal(err)
 	}
 	s.w.state.write(s.t, o.changes())

@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"fmt"
+	"maps"
 	"strconv"
 	"strings"
 
@@ -101,6 +102,7 @@ func (m *Machine) upgrade(o *overlay, b *blockState) error {
 		if err := migrate(store{o}); err != nil {
 			return fmt.Errorf("upgrade to %q: %w", plan.GetName(), err)
 		}
+		o.migrated = &overlay{base: o.base, writes: maps.Clone(o.writes), err: o.err}
 	}
 	o.remove(upgradeKey())
 	o.save(upgradedKey(plan.GetName()), plan)

@@ -3,6 +3,7 @@ package ledger
 import (
 	"math/big"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"google.golang.org/protobuf/proto"
@@ -147,7 +148,7 @@ func TestRecordsFit(t *testing.T) {
 			t.Fatal("one of the smallest weights is kept")
 		}
 	}
-	w.o.recordHosts(5)
+	w.o.recordHosts(5, new(ledgerpb.Params))
 	set := w.o.hostSet(5)
 	if set.len() != maxListed || len(set) > stateValue {
 		t.Fatalf("%d hosts in %d bytes", set.len(), len(set))
@@ -166,6 +167,34 @@ func TestRecordsFit(t *testing.T) {
 	}
 	if n := proto.Size(longest); n > stateValue {
 		t.Errorf("vesting over as many epochs as may be has %d bytes", n)
+	}
+}
+
+// TestLeastCollateral: implicit lanes go to hosts with host_collateral and more.
+func TestLeastCollateral(t *testing.T) {
+	params := worldParams()
+	params["host_collateral"] = 10e9
+	w := newWorld(t, params, []string{"ann", "bob"}, "dan", "eve")
+	for name, amount := range map[string]uint64{"dan": 10e9 - 1, "eve": 10e9} {
+		a := w.address(name)
+		w.block(w.tx(name, nil, &ledgerpb.Tx{Action: &ledgerpb.Tx_RegisterHost{RegisterHost: w.registration(testNetwork, w.newKeys(name, 0))}}))
+		w.done()
+		w.block(w.tx(name, nil, &ledgerpb.Tx{Action: &ledgerpb.Tx_Stake{Stake: &ledgerpb.Stake{Host: a[:], Amount: amount}}}))
+		w.done()
+	}
+	w.blocks(6)
+	set := newOverlay(w.state).hostSet(w.epoch().GetEpoch())
+	var got []string
+	for i := range set.len() {
+		for name, a := range w.hosts {
+			if a == mesh.Address(set.at(i)) {
+				got = append(got, name)
+			}
+		}
+	}
+	slices.Sort(got)
+	if want := []string{"ann", "bob", "eve"}; !slices.Equal(got, want) {
+		t.Errorf("the epoch's hosts are %v, want %v", got, want)
 	}
 }
 

@@ -232,7 +232,10 @@ func (w *world) record(name string) *ledgerpb.Host {
 // proposer is whose turn it is: the validators take turns by key.
 func (w *world) proposer(height mesh.Height) *hostKeys {
 	all := slices.Sorted(maps.Keys(w.sets[height]))
-	return w.keys[ConsensusAddressOf([]byte(all[int(height)%len(all)]))]
+	k := w.keys[ConsensusAddressOf([]byte(all[int(height)%len(all)]))]
+	// It signs with the BLS key that counts with that consensus key.
+	index, _ := load[ledgerpb.ConsensusKey](newOverlay(w.state), consensusIndex(k.address()))
+	return &hostKeys{k.host, k.consensus, w.bls[string(index.GetBlsKey())]}
 }
 
 func (w *world) beacon(k *hostKeys, height mesh.Height) []byte {

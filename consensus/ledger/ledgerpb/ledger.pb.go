@@ -534,7 +534,7 @@ type Transfer struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	To            []byte                 `protobuf:"bytes,1,opt,name=to,proto3" json:"to,omitempty"`
 	Amount        uint64                 `protobuf:"varint,2,opt,name=amount,proto3" json:"amount,omitempty"`
-	Memo          string                 `protobuf:"bytes,3,opt,name=memo,proto3" json:"memo,omitempty"` // at most 64 bytes
+	Memo          string                 `protobuf:"bytes,3,opt,name=memo,proto3" json:"memo,omitempty"` // at most 128 bytes
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2316,8 +2316,9 @@ type Params struct {
 	QuorumBp            uint64                 `protobuf:"varint,21,opt,name=quorum_bp,json=quorumBp,proto3" json:"quorum_bp,omitempty"`
 	ThresholdBp         uint64                 `protobuf:"varint,22,opt,name=threshold_bp,json=thresholdBp,proto3" json:"threshold_bp,omitempty"`
 	VetoBp              uint64                 `protobuf:"varint,23,opt,name=veto_bp,json=vetoBp,proto3" json:"veto_bp,omitempty"`
-	KeepEpochs          uint64                 `protobuf:"varint,24,opt,name=keep_epochs,json=keepEpochs,proto3" json:"keep_epochs,omitempty"`    // settlements and epoch results are pruned after so many
-	RegisterFee         uint64                 `protobuf:"varint,25,opt,name=register_fee,json=registerFee,proto3" json:"register_fee,omitempty"` // of a new host, goes to the community pool
+	KeepEpochs          uint64                 `protobuf:"varint,24,opt,name=keep_epochs,json=keepEpochs,proto3" json:"keep_epochs,omitempty"`             // settlements and epoch results are pruned after so many
+	RegisterFee         uint64                 `protobuf:"varint,25,opt,name=register_fee,json=registerFee,proto3" json:"register_fee,omitempty"`          // of a new host, goes to the community pool
+	HostCollateral      uint64                 `protobuf:"varint,26,opt,name=host_collateral,json=hostCollateral,proto3" json:"host_collateral,omitempty"` // least, of a host that implicit lanes go to
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
 }
@@ -2523,6 +2524,13 @@ func (x *Params) GetKeepEpochs() uint64 {
 func (x *Params) GetRegisterFee() uint64 {
 	if x != nil {
 		return x.RegisterFee
+	}
+	return 0
+}
+
+func (x *Params) GetHostCollateral() uint64 {
+	if x != nil {
+		return x.HostCollateral
 	}
 	return 0
 }
@@ -4632,7 +4640,7 @@ const file_consensus_ledger_ledgerpb_ledger_proto_rawDesc = "" +
 	"\tsignature\x18\x03 \x01(\fR\tsignature\"9\n" +
 	"\aAccount\x12\x18\n" +
 	"\abalance\x18\x01 \x01(\x04R\abalance\x12\x14\n" +
-	"\x05nonce\x18\x02 \x01(\x04R\x05nonce\"\xb3\a\n" +
+	"\x05nonce\x18\x02 \x01(\x04R\x05nonce\"\xdc\a\n" +
 	"\x06Params\x12!\n" +
 	"\fepoch_blocks\x18\x01 \x01(\x04R\vepochBlocks\x12#\n" +
 	"\rsettle_blocks\x18\x02 \x01(\x04R\fsettleBlocks\x12 \n" +
@@ -4666,7 +4674,8 @@ const file_consensus_ledger_ledgerpb_ledger_proto_rawDesc = "" +
 	"\aveto_bp\x18\x17 \x01(\x04R\x06vetoBp\x12\x1f\n" +
 	"\vkeep_epochs\x18\x18 \x01(\x04R\n" +
 	"keepEpochs\x12!\n" +
-	"\fregister_fee\x18\x19 \x01(\x04R\vregisterFee\"\xe9\x01\n" +
+	"\fregister_fee\x18\x19 \x01(\x04R\vregisterFee\x12'\n" +
+	"\x0fhost_collateral\x18\x1a \x01(\x04R\x0ehostCollateral\"\xe9\x01\n" +
 	"\x04Host\x12\x14\n" +
 	"\x05owner\x18\x01 \x01(\fR\x05owner\x12#\n" +
 	"\rconsensus_key\x18\x02 \x01(\fR\fconsensusKey\x12\x17\n" +
