@@ -30,6 +30,7 @@ type parts struct {
 	log    cmtlog.Logger
 	blocks *store.BlockStore
 	states sm.Store
+	turns  *turns
 	app    proxy.AppConns
 	events *types.EventBus
 	pool   *mempool.CListMempool
@@ -147,7 +148,7 @@ func (c *Chain) openStores(p *parts) error {
 	if db, err = open(StoreState); err != nil {
 		return err
 	}
-	p.states = sm.NewStore(stateDB{db}, sm.StoreOptions{})
+	p.states, p.turns = sm.NewStore(stateDB{db}, sm.StoreOptions{}), newTurns(db)
 	if db, err = open(StoreEvidence); err != nil {
 		return err
 	}

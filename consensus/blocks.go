@@ -67,8 +67,7 @@ func (p *parts) commit(h mesh.Height) (*types.Commit, error) {
 }
 
 // Validators returns the validators of a block with their turns as proposers. Those of
-// the next block are known too. It computes the turns since the set last changed: up to
-// milliseconds of work; for checking signatures, Signers is enough.
+// the next block are known too. For checking signatures, Signers is enough.
 func (c *Chain) Validators(h mesh.Height) (*types.ValidatorSet, error) {
 	p, done, err := c.hold()
 	if err != nil {
@@ -79,7 +78,7 @@ func (c *Chain) Validators(h mesh.Height) (*types.ValidatorSet, error) {
 }
 
 func (p *parts) validators(h mesh.Height) (*types.ValidatorSet, error) {
-	v, err := p.states.LoadValidators(int64(h))
+	v, err := p.turns.at(p.states, int64(h))
 	if err != nil {
 		return nil, fmt.Errorf("validators of block %d: %w: %w", h, ErrNoBlock, err)
 	}
