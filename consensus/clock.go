@@ -8,13 +8,13 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
-	"slices"
 	"sync"
 	"time"
 
 	sm "github.com/cometbft/cometbft/state"
 
 	"github.com/gonka-mesh/mesh"
+	"github.com/gonka-mesh/mesh/consensus/ledger"
 	"github.com/gonka-mesh/mesh/p2p"
 )
 
@@ -27,16 +27,25 @@ var ErrClock = errors.New("the clock of this machine is off")
 //     that lies in the future proves that this clock is behind. One of just now proves
 //     that it is right, whatever peers say.
 //   - Where the last block is old (the ledger stood still, or this clock is ahead), the
-//     median of what connected full nodes give as their time decides, from two answers on.
+//     clocks of the other validators decide: more than a third of the power, and two of
+//     them, have to be off to the same side.
 //
-// So peers that lie can stop a validator only while the ledger stands still anyway.
+// Nobody else is asked: whoever runs many peers could stop the validators otherwise, and
+// with them the blocks that would prove him a liar. Of more than a third one is honest,
+// or the ledger is lost anyway.
 type skew struct {
 	c *Chain
 
 	mu   sync.Mutex
 	last time.Time // of the last block; guarded by mu
 	// said is what peers gave as their time less this clock's; guarded by mu
-	said map[mesh.Address]answer
+	said  map[mesh.Address]answer
+	power map[mesh.Address]uint64 // of the validators; guarded by mu
+}
+
+// voters is an application that knows the nodes of the validators, and their power.
+type voters interface {
+	Voters() (map[mesh.Address]uint64, error)
 }
 
 type answer struct {
@@ -48,7 +57,7 @@ type answer struct {
 const (
 	clockName    = "clock"
 	clockPeers   = 16 // asked in one round
-	clockLeast   = 2  // answers that decide
+	clockLeast   = 2  // answers that decide, of more than a third of the power
 	clockTimeout = 3 * time.Second
 	clockEvery   = time.Minute // the same peer is asked
 	clockHolds   = 3 * time.Minute
@@ -95,37 +104,48 @@ func (s *skew) check() error {
 	if !s.last.IsZero() && now.Sub(s.last) <= s.c.cfg.ClockSkew {
 		return nil
 	}
-	median, n := s.median()
-	if n < clockLeast || median.Abs() <= s.c.cfg.ClockSkew {
+	s.forget()
+	side := "behind"
+	least, n := s.off(1)
+	if n == 0 {
+		side = "ahead of"
+		least, n = s.off(-1)
+	}
+	if n == 0 {
 		return nil
 	}
-	side := "ahead of"
-	if median > 0 {
-		side = "behind"
-	}
-	return fmt.Errorf("%w: it is %s %s the clocks of the peers (median of %d); set the clock (timedatectl set-ntp true)", ErrClock, median.Abs().Round(time.Second), side, n)
+	return fmt.Errorf("%w: it is at least %s %s the clocks of %d validators; set the clock (timedatectl set-ntp true)", ErrClock, least.Round(time.Second), side, n)
 }
 
-// median returns by how much the peers' clocks are ahead of this one: of two middle
-// values the smaller, so that one clock of two decides nothing. mu is held.
-func (s *skew) median() (time.Duration, int) {
-	var all []time.Duration
+// off returns how many validators say that this clock is off to one side, and the least
+// of what they say; 0 where they are not enough. mu is held.
+func (s *skew) off(sign time.Duration) (least time.Duration, n int) {
+	var all, those uint64
+	for a, power := range s.power {
+		all += power
+		said := s.said[a]
+		by := sign * said.ahead
+		if !said.ok || by <= s.c.cfg.ClockSkew {
+			continue
+		}
+		if those += power; n == 0 || by < least {
+			least = by
+		}
+		n++
+	}
+	if n < clockLeast || those <= all/3 {
+		return 0, 0
+	}
+	return least, n
+}
+
+// forget drops answers that are old. mu is held.
+func (s *skew) forget() {
 	for a, said := range s.said {
 		if time.Since(said.at) > clockHolds {
 			delete(s.said, a)
-		} else if said.ok {
-			all = append(all, said.ahead)
 		}
 	}
-	if len(all) == 0 {
-		return 0, 0
-	}
-	slices.Sort(all)
-	lo, hi := all[(len(all)-1)/2], all[len(all)/2]
-	if hi.Abs() < lo.Abs() {
-		lo = hi
-	}
-	return lo, len(all)
 }
 
 // serve answers peers that ask for the time.
@@ -161,16 +181,22 @@ func (s *skew) tell(c net.Conn) {
 	c.Write(binary.BigEndian.AppendUint64(nil, uint64(s.c.cfg.now().UnixNano())))
 }
 
-// measure asks full nodes for the time that were not asked lately.
+// measure asks connected validators for the time that were not asked lately.
 func (s *skew) measure(ctx context.Context) {
-	if s.c.cfg.Net == nil {
+	app, ok := s.c.cfg.App.(voters)
+	if s.c.cfg.Net == nil || !ok {
 		return
+	}
+	power, err := app.Voters()
+	if err != nil {
+		return // the state says so itself
 	}
 	var ask []mesh.Address
 	s.mu.Lock()
-	s.median() // forgets old answers
+	s.power = power
+	s.forget()
 	for _, info := range s.c.cfg.Net.Peers() {
-		if said, ok := s.said[info.Address]; isFull(info) && (!ok || time.Since(said.at) > clockEvery) {
+		if said, ok := s.said[info.Address]; power[info.Address] > 0 && (!ok || time.Since(said.at) > clockEvery) {
 			ask = append(ask, info.Address)
 		}
 	}
@@ -209,4 +235,18 @@ func (s *skew) ask(ctx context.Context, a mesh.Address) (time.Duration, error) {
 	after := s.c.cfg.now()
 	theirs := time.Unix(0, int64(binary.BigEndian.Uint64(b[:])))
 	return theirs.Sub(before.Add(after.Sub(before) / 2)), nil
+}
+
+// Voters returns the nodes of the validators, by the last block's state.
+func (a *App) Voters() (map[mesh.Address]uint64, error) {
+	v := a.cfg.Store.View()
+	all, err := ledger.NewView(v).Validators()
+	if err = errors.Join(err, v.Err(), v.Close()); err != nil {
+		return nil, err
+	}
+	power := make(map[mesh.Address]uint64, len(all))
+	for _, host := range all {
+		power[host.Address] = host.Record.GetPower()
+	}
+	return power, nil
 }

@@ -65,7 +65,8 @@ type Config struct {
 	PoolTxs   int           // transactions that wait for a block; default 20,000
 	PoolBytes int64         // bytes that they may have together; default 256 MiB
 
-	// ClockSkew is how far the clock may be off before the node stops voting; default 30 s.
+	// ClockSkew is how far the clock may be off before the node stops voting; default 30 s,
+	// or four times Commit where that is more: a last block of so long ago is no sign yet.
 	ClockSkew time.Duration
 	// DiskFloor is the free space below which the node stops voting; below half of it
 	// the chain stops. Default 256 MiB, a negative value checks nothing.
@@ -119,7 +120,7 @@ func (c *Config) complete() error {
 	c.TxBytes = orDefault(c.TxBytes, 1<<20)
 	c.PoolTxs = orDefault(c.PoolTxs, 20_000)
 	c.PoolBytes = orDefault(c.PoolBytes, 256<<20)
-	c.ClockSkew = orDefault(c.ClockSkew, 30*time.Second)
+	c.ClockSkew = orDefault(c.ClockSkew, max(30*time.Second, 4*c.Commit))
 	if c.DiskFloor == 0 {
 		c.DiskFloor = 256 << 20
 	}

@@ -4,15 +4,20 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	dbm "github.com/cometbft/cometbft-db"
+	cmtproto "github.com/cometbft/cometbft/proto/tendermint/types"
 	"github.com/cometbft/cometbft/types"
+
+	"github.com/gonka-mesh/mesh"
 )
 
 // offClock is a clock that a test sets off.
@@ -80,6 +85,9 @@ func TestClockOff(t *testing.T) {
 // TestSkew has the cases of the decision.
 func TestSkew(t *testing.T) {
 	base := time.Now()
+	// Peers 0 to 3 are validators, 0 of a tenth of the power, the others and this one of
+	// less than a quarter. Those after them are none.
+	power := []uint64{10, 22, 23, 22}
 	for _, c := range []struct {
 		name  string
 		block time.Duration // of the last block, against this clock
@@ -97,6 +105,10 @@ func TestSkew(t *testing.T) {
 		{"one of three peers is off", -time.Hour, []time.Duration{0, 0, time.Hour}, false},
 		{"one of two peers is off", -time.Hour, []time.Duration{0, time.Hour}, false},
 		{"one peer decides nothing", -time.Hour, []time.Duration{time.Hour}, false},
+		{"two validators with a third of the power are off", -time.Hour, []time.Duration{time.Hour, time.Hour, 0, 0}, false},
+		{"two with more of it", -time.Hour, []time.Duration{0, time.Hour, time.Hour, 0}, true},
+		{"two to different sides", -time.Hour, []time.Duration{0, time.Hour, -time.Hour, 0}, false},
+		{"any number of peers that are no validators", -time.Hour, []time.Duration{0, 0, 0, 0, time.Hour, time.Hour, time.Hour, time.Hour, time.Hour, time.Hour}, false},
 	} {
 		n := newToyNet(t, 1, 0, nil)
 		cfg := n.config(n.nodes[0])
@@ -110,8 +122,42 @@ func TestSkew(t *testing.T) {
 		for i, d := range c.peers {
 			chain.skew.said[[32]byte{byte(i)}] = answer{d, time.Now(), true}
 		}
+		chain.skew.power = map[mesh.Address]uint64{{255}: 23}
+		for i, p := range power {
+			chain.skew.power[[32]byte{byte(i)}] = p
+		}
 		if err := chain.skew.check(); errors.Is(err, ErrClock) != c.off {
 			t.Errorf("%s: %v", c.name, err)
+		}
+	}
+}
+
+// TestAsksValidators: a full node that is no validator is not asked for the time.
+func TestAsksValidators(t *testing.T) {
+	n := newToyNet(t, 3, 1, nil)
+	n.start()
+	n.reach(2, n.nodes...)
+	asked := func(of *toyNode) []mesh.Address {
+		s := of.skew
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return slices.Collect(maps.Keys(s.said))
+	}
+	eventually(t, "the validators are asked", func() bool { return len(asked(n.nodes[0])) == 2 && len(asked(n.nodes[3])) == 3 })
+	if slices.Contains(asked(n.nodes[0]), n.nodes[3].host.Address()) {
+		t.Error("one that does not validate was asked")
+	}
+}
+
+// TestSkewFollowsBlocks: where blocks are slow, a last block that is as old as the next
+// one may be late is no sign of a wrong clock.
+func TestSkewFollowsBlocks(t *testing.T) {
+	for commit, want := range map[time.Duration]time.Duration{0: 30 * time.Second, 5 * time.Second: 30 * time.Second, time.Minute: 4 * time.Minute} {
+		n := newToyNet(t, 1, 0, func(_ int, cfg *Config) { cfg.Commit = commit })
+		cfg := n.config(n.nodes[0])
+		cfg.Transport, cfg.Comet = TransportComet, &Comet{}
+		if err := cfg.complete(); err != nil || cfg.ClockSkew != want {
+			t.Errorf("a block each %s: a clock may be off by %s, want %s: %v", commit, cfg.ClockSkew, want, err)
 		}
 	}
 }
@@ -294,11 +340,63 @@ func TestLoadKey(t *testing.T) {
 		}
 		k, err := LoadKey(dir, "")
 		switch {
+		case err != nil && strings.Contains(err.Error(), "record") && (strings.Contains(err.Error(), "restore it") || !strings.Contains(err.Error(), "register it")):
+			t.Errorf("%s: the error names an old record as the way out, or not the right one: %v", name, err)
 		case c.want == "" && err != nil, c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)):
 			t.Errorf("%s: %v", name, err)
 		case name == "both" && k.signer.LastSignState.Height != 5:
 			t.Errorf("what was signed last is forgotten: height %d", k.signer.LastSignState.Height)
 		}
+	}
+}
+
+// TestRecordBeforeSignature: a signature leaves when the name of its record is on the
+// disk, and not where that failed.
+func TestRecordBeforeSignature(t *testing.T) {
+	home := t.TempDir()
+	key, err := LoadKey(home, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := key.Signer().(*recorded).sync(); err != nil {
+		t.Errorf("the folder does not sync: %v", err)
+	}
+	failing := errors.New("no disk")
+	var synced []int64 // heights of the record when the folder was synced
+	var answer error
+	signer := &recorded{key.signer, func() error {
+		state, err := readRecord(filepath.Join(home, recordFile))
+		synced = append(synced, state.Height)
+		return errors.Join(err, answer)
+	}}
+	vote := func(h int64) *cmtproto.Vote {
+		return &cmtproto.Vote{Type: cmtproto.PrevoteType, Height: h, Timestamp: time.Unix(h, 0)}
+	}
+	proposal := func(h int64) *cmtproto.Proposal {
+		return &cmtproto.Proposal{Type: cmtproto.ProposalType, Height: h, Timestamp: time.Unix(h, 0)}
+	}
+	p, v := proposal(1), vote(1)
+	if err := signer.SignProposal("x", p); err != nil || len(p.Signature) == 0 {
+		t.Fatalf("%x %v", p.Signature, err)
+	}
+	if err := signer.SignVote("x", v); err != nil || len(v.Signature) == 0 {
+		t.Fatalf("%x %v", v.Signature, err)
+	}
+	answer = failing
+	p, v = proposal(2), vote(2)
+	if err := signer.SignProposal("x", p); !errors.Is(err, failing) || len(p.Signature) != 0 {
+		t.Errorf("the record is not safe, and a proposal is signed %x: %v", p.Signature, err)
+	}
+	if err := signer.SignVote("x", v); !errors.Is(err, failing) || len(v.Signature) != 0 {
+		t.Errorf("the record is not safe, and a vote is signed %x: %v", v.Signature, err)
+	}
+	if want := []int64{1, 1, 2, 2}; !slices.Equal(synced, want) {
+		t.Errorf("synced with records of %v, want %v", synced, want)
+	}
+	// Signed again at once, as it would be after the disk is mended.
+	answer = nil
+	if err := signer.SignVote("x", v); err != nil || len(v.Signature) == 0 {
+		t.Errorf("%x %v", v.Signature, err)
 	}
 }
 

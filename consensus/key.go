@@ -12,11 +12,13 @@ import (
 	"github.com/cometbft/cometbft/crypto/ed25519"
 	cmtjson "github.com/cometbft/cometbft/libs/json"
 	"github.com/cometbft/cometbft/privval"
+	cmtproto "github.com/cometbft/cometbft/proto/tendermint/types"
 	"github.com/cometbft/cometbft/types"
 
 	"github.com/gonka-mesh/mesh"
 	"github.com/gonka-mesh/mesh/consensus/ledger"
 	"github.com/gonka-mesh/mesh/consensus/ledger/ledgerpb"
+	"github.com/gonka-mesh/mesh/internal/atomicfile"
 	"github.com/gonka-mesh/mesh/internal/bls"
 	"github.com/gonka-mesh/mesh/internal/keyfile"
 )
@@ -26,6 +28,7 @@ import (
 type Key struct {
 	signer *privval.FilePV
 	bls    *bls.SecretKey
+	home   string
 }
 
 // The files of a key, in the node's home folder.
@@ -44,11 +47,11 @@ func LoadKey(home, passphrase string) (*Key, error) {
 	newKey, newRecord := errors.Is(kerr, fs.ErrNotExist), errors.Is(serr, fs.ErrNotExist)
 	switch {
 	case serr != nil && !newRecord:
-		return nil, fmt.Errorf("record of signed votes: %w; restore it from a copy, or make a new key", serr)
+		return nil, fmt.Errorf("record of signed votes: %w; %s", serr, anotherKey)
 	case newRecord && !newKey:
-		return nil, fmt.Errorf("consensus key %s: its record of signed votes, %s, is missing; without it the node could sign twice and be slashed: restore it, or move the key away to make a new one", path, record)
+		return nil, fmt.Errorf("consensus key %s: its record of signed votes, %s, is missing; without it the node could sign twice and be slashed; %s", path, record, anotherKey)
 	case newKey && !newRecord && state.Height > 0:
-		return nil, fmt.Errorf("consensus key: %s is missing, but its record %s is there; restore the key, or move the record away to make a new one", path, record)
+		return nil, fmt.Errorf("consensus key: %s is missing, but its record %s is there; restore the key (never the record), or %s", path, record, anotherKey)
 	case newKey:
 		// The record first: a key without one is refused, one that nothing was signed with is not missed.
 		if _, err := try(func() *privval.FilePV {
@@ -67,7 +70,7 @@ func LoadKey(home, passphrase string) (*Key, error) {
 	if err != nil {
 		return nil, fmt.Errorf("consensus key: %w", err)
 	}
-	k := &Key{signer: privval.NewFilePV(ed25519.PrivKey(secret), "", record)}
+	k := &Key{home: home, signer: privval.NewFilePV(ed25519.PrivKey(secret), "", record)}
 	last := &k.signer.LastSignState
 	last.Height, last.Round, last.Step, last.Signature, last.SignBytes = state.Height, state.Round, state.Step, state.Signature, state.SignBytes
 	seed := mesh.HashOf([]byte("mesh/bls/1\x00"), secret.Seed())
@@ -76,6 +79,10 @@ func LoadKey(home, passphrase string) (*Key, error) {
 	}
 	return k, nil
 }
+
+// anotherKey is the way out where the record is gone: an older one, from a copy, is what
+// makes a validator sign twice.
+const anotherKey = "move " + keyFile + " and " + recordFile + " away, start again to make a new key, and register it (mesh host stake AMOUNT does, beside its stake); an old copy of the record would let the node sign twice"
 
 const maxRecord = 64 << 10
 
@@ -103,7 +110,37 @@ func readRecord(path string) (state privval.FilePVLastSignState, err error) {
 }
 
 // Signer signs votes and proposals, and keeps the record.
-func (k *Key) Signer() types.PrivValidator { return k.signer }
+func (k *Key) Signer() types.PrivValidator {
+	return &recorded{k.signer, func() error { return atomicfile.SyncDir(k.home) }}
+}
+
+// recorded lets no signature out before its record is the one on the disk. CometBFT puts
+// the record's bytes there, and not the name that it gives them: after a power cut the
+// record before could stand in its place.
+type recorded struct {
+	types.PrivValidator
+	sync func() error // the folder of the record
+}
+
+func (r *recorded) SignVote(chainID string, vote *cmtproto.Vote) error {
+	err := r.PrivValidator.SignVote(chainID, vote)
+	if err == nil {
+		if err = r.sync(); err != nil {
+			vote.Signature, vote.ExtensionSignature = nil, nil
+		}
+	}
+	return err
+}
+
+func (r *recorded) SignProposal(chainID string, proposal *cmtproto.Proposal) error {
+	err := r.PrivValidator.SignProposal(chainID, proposal)
+	if err == nil {
+		if err = r.sync(); err != nil {
+			proposal.Signature = nil
+		}
+	}
+	return err
+}
 
 // Beacon returns what makes the first transaction of the blocks that a host proposes.
 func (k *Key) Beacon(network mesh.NetworkID, host mesh.Address) func(height mesh.Height) ([]byte, error) {

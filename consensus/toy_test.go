@@ -28,6 +28,7 @@ type toyApp struct {
 	retain    int64 // blocks to keep; 0 keeps all
 	snapEvery int64
 	panicAt   int64
+	voters    map[mesh.Address]uint64 // fixed
 
 	mu      sync.Mutex
 	state   toyState
@@ -42,6 +43,9 @@ type toyState struct {
 	Count  int64
 	Hash   []byte
 }
+
+// Voters is what clocks are compared with.
+func (a *toyApp) Voters() (map[mesh.Address]uint64, error) { return a.voters, nil }
 
 func newToy() *toyApp { return &toyApp{snaps: make(map[int64][]byte)} }
 
@@ -148,6 +152,7 @@ type toyNet struct {
 	t       testing.TB
 	genesis *types.GenesisDoc
 	network mesh.NetworkID
+	voters  map[mesh.Address]uint64
 	hash    mesh.Hash
 	nodes   []*toyNode
 	tune    func(i int, cfg *Config)
@@ -172,7 +177,7 @@ func toyKey(n int) ed25519.PrivateKey {
 // newToyNet makes validators that are not started yet. followers come after them.
 func newToyNet(t testing.TB, validators, followers int, tune func(i int, cfg *Config)) *toyNet {
 	t.Helper()
-	n := &toyNet{t: t, hash: mesh.HashOf([]byte(t.Name())), tune: tune, listen: "127.0.0.1:0"}
+	n := &toyNet{t: t, voters: make(map[mesh.Address]uint64), hash: mesh.HashOf([]byte(t.Name())), tune: tune, listen: "127.0.0.1:0"}
 	n.network = mesh.NewNetworkID("test", n.hash)
 	n.genesis = &types.GenesisDoc{ChainID: string(n.network), GenesisTime: time.Now().Add(-time.Minute), ConsensusParams: types.DefaultConsensusParams()}
 	for i := range validators + followers {
@@ -181,6 +186,7 @@ func newToyNet(t testing.TB, validators, followers int, tune func(i int, cfg *Co
 			node.signer = types.NewMockPV()
 			key, _ := node.signer.GetPubKey()
 			n.genesis.Validators = append(n.genesis.Validators, types.GenesisValidator{PubKey: key, Power: 10})
+			n.voters[mesh.AddressOf(toyKey(i).Public().(ed25519.PublicKey))] = 10
 		}
 	}
 	return n
@@ -188,6 +194,7 @@ func newToyNet(t testing.TB, validators, followers int, tune func(i int, cfg *Co
 
 func (n *toyNet) addNode(i int) *toyNode {
 	node := &toyNode{i: i, app: newToy(), home: n.t.TempDir(), dbs: make(map[string]dbm.DB)}
+	node.app.voters = n.voters
 	n.nodes = append(n.nodes, node)
 	return node
 }

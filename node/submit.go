@@ -53,7 +53,8 @@ func (n *Node) act(ctx context.Context, tx *ledgerpb.Tx) (api.Submitted, error) 
 	return n.put(ctx, raw)
 }
 
-// register makes a host of this node before its first stake. signing is held.
+// register makes a host of this node before its first stake, and names its consensus key
+// where that is another than the ledger has. signing is held.
 func (n *Node) register(ctx context.Context, tx *ledgerpb.Tx) error {
 	self := n.core.Net.Address()
 	stake := tx.GetStake()
@@ -65,15 +66,20 @@ func (n *Node) register(ctx context.Context, tx *ledgerpb.Tx) error {
 		return err
 	}
 	host, err := r.Host(self)
-	if _, ended := r.end(); errors.Join(ended, err) != nil {
-		return errors.Join(ended, err)
+	next, err2 := r.NextKeys(self)
+	if _, ended := r.end(); errors.Join(ended, err, err2) != nil {
+		return errors.Join(ended, err, err2)
 	}
+	owner := n.owner()
 	if host != nil {
-		return nil
+		owner = self // it has one, and keeps it
 	}
-	registration, err := n.chain.key.Registration(n.genesis.Network(), self, n.owner())
+	registration, err := n.chain.key.Registration(n.genesis.Network(), self, owner)
 	if err != nil {
 		return err
+	}
+	if key := string(registration.GetConsensusKey()); key == string(host.GetConsensusKey()) || key == string(next.GetConsensusKey()) {
+		return nil
 	}
 	raw, err := n.sign(ctx, &ledgerpb.Tx{Action: &ledgerpb.Tx_RegisterHost{RegisterHost: registration}})
 	if err != nil {
