@@ -14,7 +14,7 @@ import (
 // Bounds of messages on the way in.
 const (
 	messageLimit  = 24 << 20         // bytes of the largest, a block
-	messageMemory = 512 << 20        // bytes of all that are being read, beyond frameKeep each
+	messageMemory = 256 << 20        // bytes of all that are being read, beyond frameKeep each
 	frameTime     = 20 * time.Second // in which a message has to arrive once it began,
 	frameSpeed    = 64 << 10         // and one second more for so many bytes
 	frameKeep     = 128 << 10        // buffer that a stream keeps
@@ -38,6 +38,8 @@ func newBudget(n int64) *budget {
 	b.free.Store(n)
 	return b
 }
+
+func (b *budget) give(n int64) { b.free.Add(n) }
 
 func (b *budget) take(n int64) bool {
 	if b.free.Add(-n) < 0 {

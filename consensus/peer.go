@@ -23,12 +23,17 @@ import (
 
 // Bounds of what one peer may cost.
 const (
-	sendTime     = 10 * time.Second // that Send waits for room, as in CometBFT
-	openTime     = 10 * time.Second // to open a stream
-	writeTime    = time.Minute      // in which a peer has to take what is written
-	queueBytes   = 32 << 20         // that wait on one channel
-	queueLeast   = 128              // messages that may wait on one channel
-	receiveRate  = 20 << 20         // bytes per second of one peer, averaged
+	sendTime   = 10 * time.Second // that Send waits for room, as in CometBFT
+	openTime   = 10 * time.Second // to open a stream
+	writeTime  = time.Minute      // in which a peer has to take what is written
+	queueBytes = 32 << 20         // that wait on one channel
+	queueOwn   = 128 << 10        // of them, those that all peers' budget does not count
+	queueLeast = 128              // messages that may wait on one channel
+	// outgoingMemory bounds what waits for all peers together: peers that ask for much and
+	// read nothing get no more of it then, while votes and transactions still go out.
+	outgoingMemory = 256 << 20
+
+	receiveRate  = 20 << 20 // bytes per second of one peer, averaged
 	receiveBurst = 64 << 20
 	messageRate  = 8000 // per second of one peer, averaged
 	messageBurst = 16000
@@ -54,6 +59,7 @@ type meshPeer struct {
 	mu    sync.Mutex
 	in    map[byte]net.Conn // streams that it opened; guarded by mu
 	conns []net.Conn        // streams to reset at the end; guarded by mu
+	lent  int64             // of the budget of all peers; guarded by mu
 }
 
 var _ cp2p.Peer = (*meshPeer)(nil)
@@ -61,9 +67,16 @@ var _ cp2p.Peer = (*meshPeer)(nil)
 // outbox is what waits to be sent on one channel. A goroutine of its own sends it,
 // from the first message on.
 type outbox struct {
-	queue chan []byte
+	queue chan queued
 	room  *semaphore.Weighted // bytes
+	size  atomic.Int64        // bytes that wait
 	once  sync.Once
+}
+
+// queued is a message that waits to be sent.
+type queued struct {
+	b    []byte
+	lent bool // it is of the budget of all peers
 }
 
 func newMeshPeer(s *meshSwitch, a mesh.Address) *meshPeer {
@@ -72,7 +85,7 @@ func newMeshPeer(s *meshSwitch, a mesh.Address) *meshPeer {
 		out: make(map[byte]*outbox, len(s.channels)), in: make(map[byte]net.Conn)}
 	p.ctx, p.cancel = context.WithCancel(s.ctx)
 	for id, ch := range s.channels {
-		p.out[id] = &outbox{queue: make(chan []byte, max(ch.SendQueueCapacity, queueLeast)), room: semaphore.NewWeighted(queueBytes)}
+		p.out[id] = &outbox{queue: make(chan queued, max(ch.SendQueueCapacity, queueLeast)), room: semaphore.NewWeighted(queueBytes)}
 	}
 	p.BaseService = *service.NewBaseService(nil, "MeshPeer", p)
 	return p
@@ -84,6 +97,8 @@ func (p *meshPeer) end() {
 	p.mu.Lock()
 	conns := p.conns
 	p.conns = nil
+	p.sw.outgoing.give(p.lent)
+	p.lent = 0
 	p.mu.Unlock()
 	for _, c := range conns {
 		p2p.Reset(c, p2p.CodeRefused)
@@ -144,8 +159,7 @@ func (p *meshPeer) enqueue(id byte, b []byte, wait time.Duration) bool {
 	if o == nil {
 		return false
 	}
-	size := int64(min(len(b), queueBytes))
-	if !o.room.TryAcquire(size) {
+	if size := int64(min(len(b), queueBytes)); !o.room.TryAcquire(size) {
 		if wait == 0 {
 			return false
 		}
@@ -156,11 +170,18 @@ func (p *meshPeer) enqueue(id byte, b []byte, wait time.Duration) bool {
 			return false
 		}
 	}
+	q := queued{b: b}
+	if o.size.Add(int64(len(b))) > queueOwn {
+		if q.lent = p.borrow(int64(len(b))); !q.lent {
+			p.sent(o, q)
+			return false
+		}
+	}
 	select {
-	case o.queue <- b:
+	case o.queue <- q:
 	default:
-		if wait == 0 || !p.push(o, b, wait) {
-			o.room.Release(size)
+		if wait == 0 || !p.push(o, q, wait) {
+			p.sent(o, q)
 			return false
 		}
 	}
@@ -168,11 +189,39 @@ func (p *meshPeer) enqueue(id byte, b []byte, wait time.Duration) bool {
 	return true
 }
 
-func (p *meshPeer) push(o *outbox, b []byte, wait time.Duration) bool {
+// borrow takes from the budget of all peers, what is not sent until the end is given back
+// then.
+func (p *meshPeer) borrow(n int64) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.ctx.Err() != nil || !p.sw.outgoing.take(n) {
+		return false
+	}
+	p.lent += n
+	return true
+}
+
+// sent gives back what a message took that does not wait any more.
+func (p *meshPeer) sent(o *outbox, q queued) {
+	n := int64(len(q.b))
+	o.room.Release(min(n, queueBytes))
+	o.size.Add(-n)
+	if !q.lent {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.lent >= n { // else the end gave it back
+		p.lent -= n
+		p.sw.outgoing.give(n)
+	}
+}
+
+func (p *meshPeer) push(o *outbox, q queued, wait time.Duration) bool {
 	late := time.NewTimer(wait)
 	defer late.Stop()
 	select {
-	case o.queue <- b:
+	case o.queue <- q:
 		return true
 	case <-late.C:
 	case <-p.ctx.Done():
@@ -210,8 +259,8 @@ func (p *meshPeer) writeStream(id byte, o *outbox, c net.Conn) error {
 		select {
 		case <-p.ctx.Done():
 			return nil
-		case b := <-o.queue:
-			if err := p.writeQueued(w, o, b); err != nil {
+		case q := <-o.queue:
+			if err := p.writeQueued(w, o, q); err != nil {
 				return err
 			}
 		}
@@ -228,17 +277,17 @@ func (p *meshPeer) listen(id byte, c net.Conn) {
 }
 
 // writeQueued writes a message and those that wait behind it.
-func (p *meshPeer) writeQueued(w *bufio.Writer, o *outbox, b []byte) error {
+func (p *meshPeer) writeQueued(w *bufio.Writer, o *outbox, q queued) error {
 	for {
 		var size [binary.MaxVarintLen64]byte
-		w.Write(size[:binary.PutUvarint(size[:], uint64(len(b)))])
-		_, err := w.Write(b)
-		o.room.Release(int64(min(len(b), queueBytes)))
+		w.Write(size[:binary.PutUvarint(size[:], uint64(len(q.b)))])
+		_, err := w.Write(q.b)
+		p.sent(o, q)
 		if err != nil {
 			return err
 		}
 		select {
-		case b = <-o.queue:
+		case q = <-o.queue:
 		default:
 			return w.Flush()
 		}

@@ -33,7 +33,8 @@ type meshSwitch struct {
 	reactors []namedReactor
 	channels map[byte]*channel
 	set      *cp2p.PeerSet
-	budget   *budget
+	budget   *budget // of what comes in
+	outgoing *budget // of what waits to be sent, beyond queueOwn a channel
 
 	ctx     context.Context
 	cancel  context.CancelFunc
@@ -83,7 +84,7 @@ var _ cp2p.Switcher = (*meshSwitch)(nil)
 func newMeshSwitch(host *p2p.Host, reactors []namedReactor, log *slog.Logger, clog cmtlog.Logger) (*meshSwitch, error) {
 	s := &meshSwitch{
 		net: host, log: log, reactors: reactors,
-		channels: make(map[byte]*channel), set: cp2p.NewPeerSet(), budget: newBudget(messageMemory),
+		channels: make(map[byte]*channel), set: cp2p.NewPeerSet(), budget: newBudget(messageMemory), outgoing: newBudget(outgoingMemory),
 		changed: make(chan struct{}, 1),
 		peers:   make(map[mesh.Address]*meshPeer), later: make(map[mesh.Address]*penance),
 		info: cp2p.DefaultNodeInfo{DefaultNodeID: idOf(host.Address())},
