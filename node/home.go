@@ -157,6 +157,39 @@ func (h *Home) checkVersion() error {
 	return nil
 }
 
+// genesisFile holds the networks that the home was of, one a line: ID and hash of the
+// whole genesis document.
+const genesisFile = "genesis"
+
+// keepGenesis notes the genesis that this home is used with, and refuses another one of
+// the same network ID. The ID is what is signed, and has 32 bits of the hash: whoever
+// makes a document with the ID of a network can have what a key signs under it count on
+// that network.
+func (h *Home) keepGenesis(g *Genesis) error {
+	path := h.Path(genesisFile)
+	b, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("read which networks home %s was of: %w", h.Dir, err)
+	}
+	for i, line := range strings.Split(strings.TrimSuffix(string(b), "\n"), "\n") {
+		network, hash, ok := strings.Cut(line, " ")
+		switch {
+		case line == "" && i == 0: // no file yet
+		case !ok:
+			return fmt.Errorf("%s is damaged at line %d: %.80q is no network ID and hash of a genesis", path, i+1, line)
+		case network == string(g.Network()) && hash == g.Hash().String():
+			return nil
+		case network == string(g.Network()):
+			return fmt.Errorf("home %s was of network %s with genesis %.16s…, this genesis is %s… and has the same ID: somebody made it so, and what this node signs there would count on the other; use the genesis of before, or a home with another key", h.Dir, network, hash, g.Hash().String()[:16])
+		}
+	}
+	b = fmt.Appendf(b, "%s %s\n", g.Network(), g.Hash())
+	if err := atomicfile.Write(path, b, 0o600); err != nil {
+		return fmt.Errorf("note the genesis: %w", err)
+	}
+	return nil
+}
+
 // Token returns the secret for control calls, made at first use.
 func (h *Home) Token() (string, error) {
 	path := h.Path("api.token")

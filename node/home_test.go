@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/gonka-mesh/mesh"
 )
 
 func TestHomeIsLocked(t *testing.T) {
@@ -117,6 +119,47 @@ func TestNewerHomeIsRefused(t *testing.T) {
 	}
 	if _, err := OpenHome(dir); err == nil || !strings.Contains(err.Error(), "version") {
 		t.Fatalf("a newer home opens: %v", err)
+	}
+}
+
+// TestGenesisOfAHome: a home that was of a network does not start with another genesis of
+// that network's ID, and does with one of another.
+func TestGenesisOfAHome(t *testing.T) {
+	dir := t.TempDir()
+	start := func(g *Genesis) error {
+		h, err := OpenHome(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer h.Close()
+		return h.keepGenesis(g)
+	}
+	first := &Genesis{Name: "a", hash: mesh.Hash{1, 2, 3, 4, 5}}
+	other := &Genesis{Name: "b", hash: mesh.Hash{1, 2, 3, 4, 6}}
+	twin := &Genesis{Name: "a", hash: mesh.Hash{1, 2, 3, 4, 6}}
+	if first.Network() != twin.Network() {
+		t.Fatal("these are no twins")
+	}
+	for _, g := range []*Genesis{first, first, other, first, other} {
+		if err := start(g); err != nil {
+			t.Fatalf("%s: %v", g.Network(), err)
+		}
+	}
+	if err := start(twin); err == nil || !strings.Contains(err.Error(), "has the same ID") {
+		t.Fatalf("another genesis of the same ID: %v", err)
+	}
+	if err := start(first); err != nil {
+		t.Fatalf("after the twin was refused: %v", err)
+	}
+	path := filepath.Join(dir, genesisFile)
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+		t.Fatalf("%v %v", info, err)
+	}
+	if err := os.WriteFile(path, []byte("rubbish\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := start(first); err == nil || !strings.Contains(err.Error(), "damaged") {
+		t.Fatalf("a damaged record: %v", err)
 	}
 }
 

@@ -82,6 +82,9 @@ func (n *Node) build() (err error) {
 	if n.home, err = OpenHome(n.cfg.Home); err != nil {
 		return err
 	}
+	if err = n.home.keepGenesis(n.genesis); err != nil {
+		return err
+	}
 	if n.key, err = keyfile.LoadOrCreate(n.home.Path("node.key"), n.cfg.Passphrase); err != nil {
 		return err
 	}
