@@ -33,6 +33,8 @@ type AppConfig struct {
 	Beacon func(height mesh.Height) ([]byte, error)
 	// Upgrades are those that this software carries out.
 	Upgrades map[string]ledger.Migration
+	// Trust is for how many blocks light nodes believe a header.
+	Trust uint64
 	// Keep is for how many blocks other nodes can fetch them here; 0 keeps all.
 	Keep int64
 }
@@ -65,7 +67,7 @@ type judgement struct {
 func NewApp(cfg AppConfig) *App {
 	a := &App{cfg: cfg, memory: newMemory(), failed: make(chan error, 1)}
 	a.machine = ledger.New(ledger.Config{
-		Network: cfg.Network, Upgrades: cfg.Upgrades,
+		Network: cfg.Network, Upgrades: cfg.Upgrades, Trust: cfg.Trust,
 		Verify: func(tx *ledger.Tx) bool {
 			return a.memory.recall(tx.Key(), func() bool { return tx.Verify(cfg.Network) })
 		},
@@ -110,7 +112,10 @@ func (a *App) Info(context.Context, *abci.RequestInfo) (*abci.ResponseInfo, erro
 	return info, nil
 }
 
-// AppVersion stands in every block header; an upgrade that changes the rules raises it.
+// AppVersion stands in the header of the first block, and in all until a block changes the
+// consensus parameters. It stays what it is: a node that replays old blocks, with any
+// version of this software, has to find it there. An upgrade that is to show in headers
+// answers FinalizeBlock of its height with ConsensusParamUpdates.Version.
 const AppVersion = 1
 
 // InitChain makes the first state. After a crash before the first block CometBFT

@@ -165,6 +165,13 @@ func (g *Genesis) Hash() mesh.Hash { return g.hash }
 // Network returns the network's ID.
 func (g *Genesis) Network() mesh.NetworkID { return mesh.NewNetworkID(g.Name, g.hash) }
 
+// trustBlocks returns for how many blocks light nodes believe a header, at the least: no
+// block comes sooner than block_ms after another.
+func (g *Genesis) trustBlocks() uint64 {
+	ms := g.TrustSeconds * 1000
+	return uint64((ms + g.BlockMS - 1) / g.BlockMS)
+}
+
 // Epoch returns the epoch at a time. Until the ledger counts them, epochs follow
 // the clock; only DHT keys depend on it, and a lookup asks the neighbours too.
 func (g *Genesis) Epoch(now time.Time) mesh.Epoch {

@@ -74,7 +74,7 @@ func (n *Node) buildLedger() (*chain, error) {
 	}
 	c.app = consensus.NewApp(consensus.AppConfig{
 		Network: n.genesis.Network(), Store: c.store, Log: n.log, Upgrades: upgrades, Keep: keepBlocks,
-		Beacon: c.key.Beacon(n.genesis.Network(), n.core.Net.Address()),
+		Beacon: c.key.Beacon(n.genesis.Network(), n.core.Net.Address()), Trust: n.genesis.trustBlocks(),
 	})
 	return c, nil
 }
