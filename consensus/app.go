@@ -115,7 +115,8 @@ func (a *App) Info(context.Context, *abci.RequestInfo) (*abci.ResponseInfo, erro
 // AppVersion stands in the header of the first block, and in all until a block changes the
 // consensus parameters. It stays what it is: a node that replays old blocks, with any
 // version of this software, has to find it there. An upgrade that is to show in headers
-// answers FinalizeBlock of its height with ConsensusParamUpdates.Version.
+// answers FinalizeBlock of its height with ConsensusParamUpdates.Version, and Info from
+// then on with that of the state: docs/ledger.md.
 const AppVersion = 1
 
 // InitChain makes the first state. After a crash before the first block CometBFT

@@ -122,6 +122,16 @@ func TestNewerHomeIsRefused(t *testing.T) {
 	}
 }
 
+// TestTrustInBlocks rounds up: no block more is trusted than counted.
+func TestTrustInBlocks(t *testing.T) {
+	for _, c := range []struct{ seconds, ms, want int64 }{{60, 5000, 12}, {60, 7000, 9}, {61, 60_000, 2}, {1 << 31, 100, 10 << 31}} {
+		g := &Genesis{TrustSeconds: c.seconds, BlockMS: c.ms}
+		if got := g.trustBlocks(); got != uint64(c.want) {
+			t.Errorf("%d s in blocks of %d ms: %d, want %d", c.seconds, c.ms, got, c.want)
+		}
+	}
+}
+
 // TestGenesisOfAHome: a home that was of a network does not start with another genesis of
 // that network's ID, and does with one of another.
 func TestGenesisOfAHome(t *testing.T) {
