@@ -65,21 +65,9 @@ func (n *Node) register(ctx context.Context, tx *ledgerpb.Tx) error {
 	if err != nil {
 		return err
 	}
-	host, err := r.Host(self)
-	next, err2 := r.NextKeys(self)
-	if _, ended := r.end(); errors.Join(ended, err, err2) != nil {
-		return errors.Join(ended, err, err2)
-	}
-	owner := n.owner()
-	if host != nil {
-		owner = self // it has one, and keeps it
-	}
-	registration, err := n.chain.key.Registration(n.genesis.Network(), self, owner)
-	if err != nil {
-		return err
-	}
-	if key := string(registration.GetConsensusKey()); key == string(host.GetConsensusKey()) || key == string(next.GetConsensusKey()) {
-		return nil
+	registration, err := registrationOf(r.View, n.chain.key, n.genesis.Network(), self, n.owner())
+	if _, ended := r.end(); errors.Join(ended, err) != nil || registration == nil {
+		return errors.Join(ended, err)
 	}
 	raw, err := n.sign(ctx, &ledgerpb.Tx{Action: &ledgerpb.Tx_RegisterHost{RegisterHost: registration}})
 	if err != nil {
@@ -89,6 +77,26 @@ func (n *Node) register(ctx context.Context, tx *ledgerpb.Tx) error {
 		return fmt.Errorf("register this host: %w", err)
 	}
 	return nil
+}
+
+// registrationOf returns what tells the ledger of a host's key, nil where it has it.
+func registrationOf(v ledger.View, key *consensus.Key, network mesh.NetworkID, self, owner mesh.Address) (*ledgerpb.RegisterHost, error) {
+	host, err := v.Host(self)
+	next, err2 := v.NextKeys(self)
+	if err := errors.Join(err, err2); err != nil {
+		return nil, err
+	}
+	if host != nil {
+		owner = self // it has one, and keeps it
+	}
+	t, err := key.Registration(network, self, owner)
+	if err != nil {
+		return nil, err
+	}
+	if k := string(t.GetConsensusKey()); k == string(host.GetConsensusKey()) || k == string(next.GetConsensusKey()) {
+		return nil, nil
+	}
+	return t, nil
 }
 
 // owner is the account that rewards go to.

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/gonka-mesh/mesh"
+	"github.com/gonka-mesh/mesh/consensus"
 	"github.com/gonka-mesh/mesh/consensus/ledger"
 	"github.com/gonka-mesh/mesh/consensus/ledger/ledgerpb"
 	"github.com/gonka-mesh/mesh/consensus/light"
@@ -71,5 +72,37 @@ func TestSubmitLight(t *testing.T) {
 	}
 	if draw, _ := n.purse.Escrow(); string(draw) != string(out.Escrow[:]) {
 		t.Errorf("requests draw on %x, not on escrow %s", draw, out.Escrow)
+	}
+}
+
+// TestRegistersAnotherKey: a stake of its own tells the ledger of a host's consensus key,
+// once, and of another one when the first is lost; who owns the host stays.
+func TestRegistersAnotherKey(t *testing.T) {
+	c := newMoneyChain(t)
+	self, owner := addressOfKey(c.host), addressOfKey(c.payers[0])
+	of := func(key *consensus.Key, a mesh.Address) *ledgerpb.RegisterHost {
+		r, err := registrationOf(c.view(), key, c.genesis.Network(), a, owner)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	if r := of(c.key, self); r != nil {
+		t.Errorf("the ledger has this key, and is told of it: %v", r)
+	}
+	if r := of(c.key, addressOfKey(c.payers[1])); r == nil || mesh.AddressOf(r.GetOwner()) != owner {
+		t.Errorf("a new host registers %v", r)
+	}
+	another, err := consensus.LoadKey(t.TempDir(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := of(another, self)
+	if r == nil || len(r.GetOwner()) != 0 {
+		t.Fatalf("another key: %v", r)
+	}
+	c.must(c.host, &ledgerpb.Tx{Action: &ledgerpb.Tx_RegisterHost{RegisterHost: r}})
+	if r := of(another, self); r != nil {
+		t.Errorf("the key counts from the next epoch on, and is registered again: %v", r)
 	}
 }
