@@ -34,10 +34,13 @@ type CoreConfig struct {
 	Fallback mesh.ModelID                 // what an empty model name means where nothing is served
 	Name     string                       // its name
 	Text     func() inference.Detokenizer // of the fallback; nil believes its hosts
-	Queue    int                          // see Config, as is
-	Pace     time.Duration
-	Router   router.Config
-	Till     Till // nil takes nothing
+	// Count returns the prompt tokens of a question to the fallback, 0 where it cannot
+	// tell; nil believes its hosts, as far as the bytes of the question allow.
+	Count  func(*inferencepb.Question) int
+	Queue  int // see Config, as is
+	Pace   time.Duration
+	Router router.Config
+	Till   Till // nil takes nothing
 }
 
 // Core is the part of a node that meets others: network, directory, host and
@@ -52,8 +55,9 @@ type Core struct {
 	light   bool
 	dir     *directory
 
-	fallbackText func() inference.Detokenizer
-	tasks        *p2p.Topic // set by Start
+	fallbackText  func() inference.Detokenizer
+	fallbackCount func(*inferencepb.Question) int
+	tasks         *p2p.Topic // set by Start
 
 	mu     sync.Mutex
 	models []servedModel // guarded by mu
@@ -68,7 +72,7 @@ type servedModel struct {
 
 // NewCore builds the parts. It touches no network.
 func NewCore(cfg CoreConfig) (*Core, error) {
-	c := &Core{network: cfg.P2P.Network, light: cfg.P2P.Role == p2p.RoleLight, fallbackText: cfg.Text}
+	c := &Core{network: cfg.P2P.Network, light: cfg.P2P.Role == p2p.RoleLight, fallbackText: cfg.Text, fallbackCount: cfg.Count}
 	var err error
 	if c.Net, err = p2p.New(cfg.P2P); err != nil {
 		return nil, err
@@ -189,14 +193,22 @@ func (c *Core) textOf(id mesh.ModelID) inference.Detokenizer {
 	return nil
 }
 
-// countOf counts the prompt tokens of a question, of a model that is served here; 0
-// for others.
+// countOf counts the prompt tokens of a question to a model that is served here, or to
+// the built-in one; 0 for others.
 func (c *Core) countOf(id mesh.ModelID, q *inferencepb.Question) int {
-	m, ok := c.model(id)
-	if !ok {
-		return 0
+	if m, ok := c.model(id); ok {
+		return countWith(m.engine, q)
 	}
-	prompt, err := m.engine.Encode(q)
+	if id == c.dir.fallback && c.fallbackCount != nil {
+		return c.fallbackCount(q)
+	}
+	return 0
+}
+
+func countWith(e interface {
+	Encode(*inferencepb.Question) ([]int32, error)
+}, q *inferencepb.Question) int {
+	prompt, err := e.Encode(q)
 	if err != nil {
 		return 0
 	}

@@ -46,7 +46,7 @@ func coreOn(t *testing.T, i byte, role string, k *kept, bootstrap []string) *Cor
 	t.Helper()
 	genesis := mesh.HashOf([]byte("embed"))
 	k.network = mesh.NewNetworkID("test", genesis)
-	c, err := NewCore(CoreConfig{Receipts: k, Fallback: builtin.ID(), Name: builtin.Name, Text: builtinText, Router: router.Config{TaskWait: 200 * time.Millisecond}, P2P: p2p.Config{
+	c, err := NewCore(CoreConfig{Receipts: k, Fallback: builtin.ID(), Name: builtin.Name, Text: builtinText, Count: builtinCount, Router: router.Config{TaskWait: 200 * time.Millisecond}, P2P: p2p.Config{
 		Network: k.network, Genesis: genesis, Key: ed25519.NewKeyFromSeed(bytes.Repeat([]byte{i}, 32)), Role: role,
 		Listen: []string{"127.0.0.1:0"}, Bootstrap: bootstrap,
 	}})

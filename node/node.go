@@ -23,7 +23,9 @@ import (
 	"github.com/gonka-mesh/mesh"
 	"github.com/gonka-mesh/mesh/inference"
 	"github.com/gonka-mesh/mesh/inference/gpu"
+	"github.com/gonka-mesh/mesh/inference/inferencepb"
 	"github.com/gonka-mesh/mesh/inference/model/builtin"
+	"github.com/gonka-mesh/mesh/inference/native"
 	"github.com/gonka-mesh/mesh/inference/openai"
 	"github.com/gonka-mesh/mesh/inference/receipts"
 	"github.com/gonka-mesh/mesh/inference/router"
@@ -123,7 +125,7 @@ func (n *Node) build() (err error) {
 		}
 	}
 	n.core, err = NewCore(CoreConfig{
-		P2P: n.p2pConfig(), Till: hosting, Receipts: n.receipts, Signed: n.tally, Fallback: builtin.ID(), Name: builtin.Name, Text: builtinText, Queue: n.cfg.Queue, Pace: n.cfg.Pace,
+		P2P: n.p2pConfig(), Till: hosting, Receipts: n.receipts, Signed: n.tally, Fallback: builtin.ID(), Name: builtin.Name, Text: builtinText, Count: builtinCount, Queue: n.cfg.Queue, Pace: n.cfg.Pace,
 		Router: routing,
 	})
 	if err != nil {
@@ -184,6 +186,23 @@ func builtinText() inference.Detokenizer {
 		return nil
 	}
 	return t.NewDetokenizer()
+}
+
+var builtinEncoder = sync.OnceValues(func() (*native.Encoder, error) {
+	f, err := builtin.Open()
+	if err != nil {
+		return nil, err
+	}
+	return native.NewEncoder(f, builtin.Name)
+})
+
+// builtinCount counts the prompt tokens of a question to the built-in model.
+func builtinCount(q *inferencepb.Question) int {
+	e, err := builtinEncoder()
+	if err != nil {
+		return 0
+	}
+	return countWith(e, q)
 }
 
 // Token is the secret that control calls need.

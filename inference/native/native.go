@@ -71,9 +71,9 @@ type Engine struct {
 	packed    *packedFile // nil: none
 	pool      *kernel.Pool
 	format    kernel.Format // of keys and values
-	tokenizer *model.Tokenizer
-	template  *model.Template // nil: the file has none
-	forms     forms           // of answers with a constraint
+	encoder   *Encoder
+	tokenizer *model.Tokenizer // the encoder's
+	forms     forms            // of answers with a constraint
 	context   int
 	slots     int
 	chunk     int
@@ -149,9 +149,7 @@ func open(cfg Config) (*Engine, *scheduler, error) {
 	// What prompts need is made beside the weights.
 	var beside errgroup.Group
 	beside.Go(func() (err error) {
-		e.tokenizer, err = cfg.File.Tokenizer()
-		// A file without a template still answers prompts; Encode says so when asked.
-		e.template, _ = cfg.File.Template()
+		e.encoder, err = NewEncoder(cfg.File, cfg.Name)
 		return err
 	})
 	beside.Go(func() error { contract(); return nil })
@@ -171,6 +169,7 @@ func open(cfg Config) (*Engine, *scheduler, error) {
 		e.packed.close()
 		return nil, nil, err
 	}
+	e.tokenizer = e.encoder.tokenizer
 	for _, data := range cfg.File.Mapped() { // hardly any of it is read again
 		dropPages(data)
 	}
@@ -222,61 +221,7 @@ func (e *Engine) Load() inference.Load {
 }
 
 // Encode returns the prompt of a question as token ids.
-func (e *Engine) Encode(q *inferencepb.Question) ([]int32, error) {
-	switch {
-	case len(q.GetPromptTokens()) > 0:
-		ids := make([]int32, len(q.GetPromptTokens()))
-		for i, id := range q.GetPromptTokens() {
-			if uint64(id) >= uint64(e.net.Vocab) {
-				return nil, fmt.Errorf("%w: prompt token %d, the vocabulary has %d", inference.ErrInvalid, id, e.net.Vocab)
-			}
-			ids[i] = int32(id)
-		}
-		return ids, nil
-	case len(q.GetMessages()) == 0:
-		ids, ok := e.tokenizer.EncodeMost(q.GetPrompt(), e.info.ModelContext)
-		if !ok {
-			return nil, e.tooLong()
-		}
-		if bos, ok := e.tokenizer.BOS(); ok && e.tokenizer.AddBOS() {
-			ids = append([]int32{bos}, ids...)
-		}
-		return ids, nil
-	case e.template == nil:
-		return nil, fmt.Errorf("%w: model %s has no chat template, it only continues prompts", inference.ErrInvalid, e.info.Name)
-	}
-	messages := make([]model.Message, len(q.GetMessages()))
-	for i, m := range q.GetMessages() {
-		messages[i] = model.Message{
-			Role: m.GetRole(), Content: m.GetContent(), Name: m.GetName(), ToolCalls: m.GetToolCalls(), ToolCallID: m.GetToolCallId(),
-		}
-	}
-	tools := q.GetTools()
-	if q.GetToolChoice() == `"none"` {
-		tools = ""
-	}
-	template := e.template
-	var err error
-	if args := q.GetTemplateArgs(); args != "" {
-		template, err = template.With(args)
-	}
-	var ids []int32
-	var ok bool
-	if err == nil {
-		ids, ok, err = template.EncodeMost(messages, tools, e.info.ModelContext)
-	}
-	switch {
-	case err != nil:
-		return nil, fmt.Errorf("%w: %w", inference.ErrInvalid, err)
-	case !ok:
-		return nil, e.tooLong()
-	}
-	return ids, nil
-}
-
-func (e *Engine) tooLong() error {
-	return &inference.TooLongError{Prompt: e.info.ModelContext + 1, Context: e.info.ModelContext}
-}
+func (e *Engine) Encode(q *inferencepb.Question) ([]int32, error) { return e.encoder.Encode(q) }
 
 // Close ends the running answers with finish reason aborted and frees the engine.
 func (e *Engine) Close() error {
