@@ -98,6 +98,28 @@ func OwnContext(c *inferencepb.Capability) int {
 	return int(max(c.GetContext(), c.GetModelContext()))
 }
 
+// What stands around the text of a question at the most, in tokens. It is generous: a
+// host that counts more is held to be a liar.
+const (
+	templateTokens  = 4096 // once: a system prompt of its own, how to call tools
+	messageTokens   = 64   // around each message
+	templateRewrite = 4    // per byte of JSON, which it writes anew, with spaces
+	plainTokens     = 64   // around a prompt without a template: marks of begin and end
+)
+
+// MostPrompt bounds the prompt tokens of a question for who does not have the model's
+// tokenizer: none gives more than a token for each byte of text.
+func MostPrompt(q *inferencepb.Question) int {
+	n := plainTokens + len(q.GetPrompt()) + len(q.GetPromptTokens())
+	if len(q.GetMessages()) > 0 {
+		n += templateTokens + len(q.GetTemplateArgs()) + templateRewrite*len(q.GetTools()) + len(q.GetToolChoice())
+	}
+	for _, m := range q.GetMessages() {
+		n += messageTokens + len(m.GetContent()) + len(m.GetName()) + len(m.GetToolCallId()) + templateRewrite*len(m.GetToolCalls())
+	}
+	return n
+}
+
 // Fit returns how many output tokens a choice may have: what was asked for, or,
 // where that is MaxTokens, as many as fit the context. It fails with TooLongError.
 func Fit(prompt, maxTokens, context int) (int, error) {

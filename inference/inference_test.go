@@ -375,16 +375,19 @@ func TestParseReceiptRefuses(t *testing.T) {
 func TestPrice(t *testing.T) {
 	c := &inferencepb.Capability{PricePrompt: 2, PriceOutput: 3}
 	for _, tt := range []struct {
-		finish FinishReason
-		want   mesh.Amount
+		finish         FinishReason
+		prefix, output int
+		want           mesh.Amount
 	}{
-		{FinishEOS, 2*10 + 3*5}, {FinishCancelled, 2*10 + 3*5}, {FinishAborted, 3 * 5}, {FinishOpen, 3 * 5},
+		{FinishEOS, 0, 5, 2*10 + 3*5}, {FinishCancelled, 0, 5, 2*10 + 3*5}, {FinishAborted, 0, 5, 3 * 5}, {FinishOpen, 0, 5, 3 * 5},
+		{FinishEOS, 7, 5, 2*(10+7) + 3*5}, {FinishAborted, 7, 5, 3 * 5}, {FinishOpen, 7, 5, 3 * 5}, {FinishCancelled, 7, 5, 2*(10+7) + 3*5},
+		{FinishEOS, 0, 0, 2 * 10}, {FinishNumeric, 7, 0, 2 * (10 + 7)}, {FinishCancelled, 7, 0, 0}, {FinishAborted, 7, 0, 0},
 	} {
-		if got, err := Price(c, 10, 5, tt.finish); err != nil || got != tt.want {
-			t.Errorf("%s: %d, %v", tt.finish, got, err)
+		if got, err := Price(c, 10, tt.prefix, tt.output, tt.finish); err != nil || got != tt.want {
+			t.Errorf("%s after %d, %d tokens: %d, %v, want %d", tt.finish, tt.prefix, tt.output, got, err, tt.want)
 		}
 	}
-	if _, err := Price(&inferencepb.Capability{PriceOutput: math.MaxUint64}, 0, 2, FinishEOS); !errors.Is(err, mesh.ErrOverflow) {
+	if _, err := Price(&inferencepb.Capability{PriceOutput: math.MaxUint64}, 0, 0, 2, FinishEOS); !errors.Is(err, mesh.ErrOverflow) {
 		t.Errorf("an overflow: %v", err)
 	}
 }

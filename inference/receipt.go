@@ -103,13 +103,17 @@ func (a *Receipt) Joins(b *Receipt) error {
 	return nil
 }
 
-// Price returns what a segment costs: prompt tokens at their price, unless the host
-// broke off, and its own output tokens at theirs. An overflow is an error.
-func Price(c *inferencepb.Capability, prompt, output int, finish FinishReason) (mesh.Amount, error) {
-	if finish == FinishAborted || finish == FinishOpen {
-		prompt = 0
+// Price returns what a segment costs: the tokens that were there before it, those of
+// the prompt and of the prefix that was handed over, at the price of prompt tokens, and
+// its own output tokens at theirs. What was there before costs nothing where the host
+// broke off, and where the payer cancelled before a token came: who waits in vain owes
+// nothing for it. An overflow is an error.
+func Price(c *inferencepb.Capability, prompt, prefix, output int, finish FinishReason) (mesh.Amount, error) {
+	before := uint64(prompt) + uint64(prefix)
+	if finish == FinishAborted || finish == FinishOpen || finish == FinishCancelled && output == 0 {
+		before = 0
 	}
-	p, err := mesh.Amount(c.GetPricePrompt()).Mul(uint64(prompt))
+	p, err := mesh.Amount(c.GetPricePrompt()).Mul(before)
 	if err != nil {
 		return 0, err
 	}

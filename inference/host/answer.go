@@ -365,7 +365,7 @@ func (a *answer) sign(finish inference.FinishReason) (*inferencepb.Signed, error
 	if finish != inference.FinishOpen {
 		r.EndedMs = now
 	}
-	price, err := inference.Price(a.lane.capability, len(a.prompt), int(r.OutputTokens), finish)
+	price, err := inference.Price(a.lane.capability, len(a.prompt), len(a.call.Prefix), int(r.OutputTokens), finish)
 	if err != nil {
 		return nil, err
 	}
@@ -377,7 +377,7 @@ func (a *answer) sign(finish inference.FinishReason) (*inferencepb.Signed, error
 func (a *answer) keep(signed *inferencepb.Signed) {
 	finish := inference.FinishReason(a.receipt.GetFinish())
 	a.h.meter.ended(finish, int(a.receipt.GetOutputTokens()))
-	if finish == inference.FinishAborted && a.receipt.GetOutputTokens() == 0 {
+	if broken := finish == inference.FinishAborted || finish == inference.FinishCancelled; broken && a.receipt.GetOutputTokens() == 0 {
 		signed = nil // it says nothing
 	}
 	defer a.pay(signed)

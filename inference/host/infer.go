@@ -240,7 +240,7 @@ func (h *Host) admit(ctx context.Context, call *inference.Call, peer mesh.Addres
 	if err != nil {
 		return nil, err
 	}
-	if err := affordable(l.capability, pb, len(prompt), limit); err != nil {
+	if err := affordable(l.capability, pb, len(prompt), len(call.Prefix), limit); err != nil {
 		return nil, err
 	}
 	a := newAnswer(h, l, call, peer, prompt, limit, room)
@@ -250,6 +250,7 @@ func (h *Host) admit(ctx context.Context, call *inference.Call, peer mesh.Addres
 	a.ctx, a.cancel = context.WithCancelCause(ctx)
 	a.unhook = context.AfterFunc(h.ctx, func() { a.cancel(errDraining) })
 	if err := h.register(a); err != nil {
+		a.unhook() // or the host holds on to it until it stops
 		a.cancel(err)
 		a.pay(nil)
 		return nil, err
@@ -338,14 +339,20 @@ func (l *lane) room(prompt, prefix, asked, limit int) (int, error) {
 }
 
 // affordable checks the request's price cap against the most that it may cost: all
-// choices at full length.
-func affordable(c *inferencepb.Capability, r *inferencepb.Request, prompt, limit int) error {
+// choices at full length, and this one's prefix.
+func affordable(c *inferencepb.Capability, r *inferencepb.Request, prompt, prefix, limit int) error {
 	if r.GetPriceCap() == 0 {
 		return nil
 	}
-	most, err := inference.Price(c, prompt, limit, inference.FinishLength)
+	most, err := inference.Price(c, prompt, 0, limit, inference.FinishLength)
 	if err == nil {
 		most, err = most.Mul(uint64(r.GetChoices()))
+	}
+	if err == nil {
+		var again mesh.Amount
+		if again, err = inference.Price(c, 0, prefix, 0, inference.FinishLength); err == nil {
+			most, err = most.Add(again)
+		}
 	}
 	if err != nil || most > mesh.Amount(r.GetPriceCap()) {
 		return &inference.Refusal{Code: inference.CodeTooDear,
@@ -356,14 +363,14 @@ func affordable(c *inferencepb.Capability, r *inferencepb.Request, prompt, limit
 
 // charge reserves the most that a choice may cost from the payer's escrow.
 func (h *Host) charge(l *lane, call *inference.Call, prompt, room int) (func(*inferencepb.Signed), error) {
-	if h.cfg.Till == nil || l.capability.GetPricePrompt() == 0 && l.capability.GetPriceOutput() == 0 {
+	if h.cfg.Till == nil || !l.priced() {
 		return nil, nil
 	}
 	if call.Request.Payer == h.self {
 		return nil, nil // to pay oneself moves nothing
 	}
 	output := min(room, int(call.Request.Pb.GetMaxTokens())) - len(call.Prefix)
-	most, err := inference.Price(l.capability, prompt, max(0, output), inference.FinishLength)
+	most, err := inference.Price(l.capability, prompt, len(call.Prefix), max(0, output), inference.FinishLength)
 	if err != nil {
 		return nil, err
 	}
@@ -455,12 +462,13 @@ func (h *Host) cancelSigned(body []byte) (int, error) {
 	return len(found), nil
 }
 
-const maxVoucherBytes = 1024
+// maxVoucherCall bounds the body of a voucher's call: voucher, signature, and room for newer fields.
+const maxVoucherCall = 1024
 
 // handleVoucher takes a payer's acknowledgement; the payer's signature counts, whoever
 // brings it.
 func (h *Host) handleVoucher(w http.ResponseWriter, r *http.Request) {
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxVoucherBytes))
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxVoucherCall))
 	if err != nil {
 		refuse(w, fmt.Errorf("%w: read the voucher: %w", inference.ErrInvalid, err))
 		return

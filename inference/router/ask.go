@@ -28,7 +28,8 @@ type question struct {
 	ask     *inferencepb.OfferAsk
 	width   int // of the vector that is wanted; 0: the model's
 	started time.Time
-	count   atomic.Int64 // prompt tokens, as this node counts them itself; 0: it does not
+	count   atomic.Int64  // prompt tokens, as this node counts them itself; 0: it does not
+	counted chan struct{} // closed once it has, or cannot; nil: it does not
 
 	emit func(inference.Event) error
 	turn chan struct{} // of one place, taken while emit runs
@@ -71,8 +72,11 @@ func (r *Router) Ask(ctx context.Context, a inference.Ask, emit func(inference.E
 	return group.Wait()
 }
 
-// countPrompt counts the tokens of the prompt, where this node can. Nobody waits for
-// it: hosts do the same before they say anything.
+// countWait is how long a final receipt waits for this node's own count.
+const countWait = time.Second
+
+// countPrompt counts the tokens of the prompt, where this node can. Only a final receipt
+// waits for it: hosts do the same before they say anything.
 func (q *question) countPrompt() {
 	if ids := q.req.Question.GetPromptTokens(); len(ids) > 0 {
 		q.count.Store(int64(len(ids)))
@@ -81,7 +85,26 @@ func (q *question) countPrompt() {
 	if q.r.cfg.Count == nil {
 		return
 	}
-	q.r.background(func() { q.count.Store(int64(q.r.cfg.Count(q.model, q.req.Question))) })
+	counted := make(chan struct{})
+	if q.r.background(func() {
+		defer close(counted)
+		q.count.Store(int64(q.r.cfg.Count(q.model, q.req.Question)))
+	}) {
+		q.counted = counted
+	}
+}
+
+// ownCount returns what this node counts itself, 0 where it does not, or not yet. wait:
+// what is checked against it is about to be paid for.
+func (q *question) ownCount(wait bool) int {
+	if wait && q.counted != nil {
+		select {
+		case <-q.counted:
+		case <-time.After(countWait):
+		case <-q.r.ctx.Done():
+		}
+	}
+	return int(q.count.Load())
 }
 
 func ending(err error) string {

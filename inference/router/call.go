@@ -26,6 +26,7 @@ const (
 	whyAborted = "aborted"
 	whyFull    = "full"     // its memory holds no more of the answer
 	whyDear    = "dear"     // it charges more than its advert says
+	whyCap     = "cap"      // what is left of the request's price cap does not pay for the rest there
 	whyDiffers = "disagree" // it counts the prompt otherwise than another host
 )
 
@@ -54,6 +55,8 @@ type call struct {
 	first   inference.Chain    // before the segment's first token
 	receipt *inference.Receipt // the last verified; nil at first
 	tokens  int
+
+	cancelled bool // this node has signed a Cancel
 
 	size      int // bytes of the call
 	started   time.Time
@@ -315,42 +318,56 @@ func (r *Router) abandon(k *call) {
 	}
 	r.background(func() {
 		defer k.cancel()
+		var lie error
 		if k.receipt == nil || k.receipt.Finish == inference.FinishOpen {
+			k.cancelled = true
 			r.background(func() { r.sendCancel(k) })
-			k.lastReceipt()
+			if lie = k.lastReceipt(); lie != nil {
+				r.caught(k.key(), lie)
+			}
 		}
 		if k.receipt != nil {
-			k.c.q.keep(k.receipt, true)
+			k.c.q.keep(k.receipt, lie == nil)
 		}
 	})
 }
 
-// lastReceipt reads on until the answer's final receipt, or not for long. Nobody gets
-// to see the tokens.
-func (k *call) lastReceipt() {
+// caught notes and tells that a host lied.
+func (r *Router) caught(k hostKey, lie error) {
+	r.hosts.failed(k, true)
+	r.cfg.Penalise(k.peer, "infer: "+lie.Error(), pointsLiar)
+}
+
+// lastReceipt reads on until the answer's final receipt, or not for long, and returns
+// the lie that it was told, if any. Nobody gets to see the tokens.
+func (k *call) lastReceipt() (lie error) {
 	limit := time.NewTimer(cancelWait)
 	defer limit.Stop()
 	for {
 		select {
 		case a := <-k.arrivals:
 			if a.err != nil {
-				return
+				return nil
 			}
 			if a.frame == nil || a.frame.Heartbeat() {
 				continue
 			}
 			receipt, chain, err := k.verify(a.frame)
-			if err != nil {
-				return
+			var l *lost
+			switch {
+			case errors.As(err, &l):
+				return nil
+			case err != nil:
+				return err
 			}
 			k.receipt, k.c.chain = receipt, chain
 			if receipt.Finish != inference.FinishOpen {
-				return
+				return nil
 			}
 		case <-limit.C:
-			return
+			return nil
 		case <-k.c.q.r.ctx.Done():
-			return
+			return nil
 		}
 	}
 }

@@ -72,7 +72,9 @@ func (c *choice) run(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		err = c.call(ctx, host)
+		if err = c.within(host); err == nil {
+			err = c.call(ctx, host)
+		}
 		var l *lost
 		if !errors.As(err, &l) {
 			return err
@@ -148,6 +150,28 @@ func (c *choice) need() int {
 	return max(1, c.prompt) + len(c.tokens) + 1
 }
 
+// within checks that what is left of the price cap pays for the rest of an answer that
+// has lost its host: going on costs the prompt and what there is of the answer once more.
+// An answer from its first token on is for the host to check.
+func (c *choice) within(host ranked) error {
+	limit := mesh.Amount(c.q.req.Pb.GetPriceCap())
+	if limit == 0 || len(c.tokens) == 0 || host.capability == nil {
+		return nil
+	}
+	most, err := inference.Fit(c.prompt, int(c.q.req.Pb.GetMaxTokens()), inference.OwnContext(host.capability))
+	if err != nil {
+		return nil // the host says so itself
+	}
+	price, err := inference.Price(host.capability, c.prompt, len(c.tokens), max(0, most-len(c.tokens)), inference.FinishLength)
+	if err == nil {
+		price, err = price.Add(c.usage.Price)
+	}
+	if err != nil || price > limit {
+		return &lost{why: whyCap, err: fmt.Errorf("to go on may make %s, and the cap is %s", price, limit)}
+	}
+	return nil
+}
+
 func (c *choice) exhausted() error {
 	if c.last == nil {
 		return fmt.Errorf("%w: nobody who serves %s is reachable; see `mesh peer ls` and `mesh doctor`", inference.ErrNoHost, c.q.model.Short())
@@ -170,15 +194,14 @@ func (c *choice) giveUp(peer mesh.Address, l *lost) {
 		"request", c.q.req.Hash, "choice", c.index, "token", len(c.tokens))
 	again := secondTry
 	switch {
-	case l.why == whyFull, l.refusal != nil && l.refusal.Code == inference.CodeTooSmall:
-		again = 0 // it is well, and small
+	case l.why == whyFull, l.why == whyCap, l.refusal != nil && l.refusal.Code == inference.CodeTooSmall:
+		again = 0 // it is well, and small or dear
+	case l.why == whyLied:
+		again = 0
+		c.read() // it may have taken in tokens of the lie
+		r.caught(k, l.err)
 	case l.refusal == nil:
-		r.hosts.failed(k, l.why == whyLied)
-		if l.why == whyLied {
-			again = 0
-			c.read() // it may have taken in tokens of the lie
-			r.cfg.Penalise(peer, "infer: "+l.err.Error(), pointsLiar)
-		}
+		r.hosts.failed(k, false)
 	case l.refusal.Code == inference.CodeBusy || l.refusal.Code == inference.CodeReplay:
 		again = max(time.Duration(l.refusal.WaitMs)*time.Millisecond, secondTry)
 		r.hosts.busy(k, again)

@@ -183,7 +183,7 @@ func TestEmbedCancel(t *testing.T) {
 		}
 		time.Sleep(time.Second)
 		list := w.keeper.all()
-		if len(list) != 1 || list[0].Finish != inference.FinishCancelled || list[0].Pb.GetPrice() != 13*2 {
+		if len(list) != 1 || list[0].Finish != inference.FinishCancelled || list[0].Pb.GetPrice() != 0 {
 			t.Errorf("receipts %v", list)
 		}
 	})

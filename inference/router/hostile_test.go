@@ -152,6 +152,10 @@ func TestLies(t *testing.T) {
 			f.Finish = inference.FinishEOS
 			return ""
 		}, false},
+		{"cancelled by nobody", func(f *inference.Frame, r *inferencepb.Receipt, _ *ed25519.PrivateKey) string {
+			f.Finish, r.Finish = inference.FinishCancelled, "cancelled"
+			return ""
+		}, false},
 		{"stop without stop strings", func(f *inference.Frame, r *inferencepb.Receipt, _ *ed25519.PrivateKey) string {
 			f.Finish, r.Finish = inference.FinishStop, "stop"
 			return ""

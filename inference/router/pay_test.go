@@ -145,7 +145,7 @@ func TestPay(t *testing.T) {
 }
 
 // TestPayBoth: a host that was given up in the middle is paid for what it said, and
-// without its prompt; the next one for the rest.
+// without its prompt; the next one for prompt, prefix and the rest.
 func TestPayBoth(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var hung atomic.Bool
@@ -163,7 +163,7 @@ func TestPayBoth(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Minute)
-		want := mesh.Amount(13*2 + 60*3)
+		want := mesh.Amount(13*2 + 20*2 + 60*3)
 		if served, _ := sum(t, tills); served != want || got[0].usage.Price != want {
 			t.Errorf("%d served, %d by the usage, want %d", served, got[0].usage.Price, want)
 		}

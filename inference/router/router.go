@@ -194,11 +194,12 @@ func (r *Router) Close() error {
 	return nil
 }
 
-// background runs f, which has to heed r.ctx, unless the router is closed.
-func (r *Router) background(f func()) {
+// background runs f, which has to heed r.ctx, unless the router is closed, and says which.
+func (r *Router) background(f func()) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if !r.closed {
 		r.tasks.Go(f)
 	}
+	return !r.closed
 }

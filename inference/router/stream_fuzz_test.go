@@ -63,7 +63,7 @@ func FuzzAnswerStream(f *testing.F) {
 			finish = inference.FinishLength
 		}
 		frame.Finish = finish
-		price, err := inference.Price(capability, 13, i+1, finish)
+		price, err := inference.Price(capability, 13, 0, i+1, finish)
 		if err != nil {
 			f.Fatal(err)
 		}

@@ -157,11 +157,12 @@ func TestPromptCount(t *testing.T) {
 		count  int // in the end
 	}{
 		{"all agree", []uint32{real, real}, 0, 2, 0, real},
-		{"the second claims more", []uint32{real, 500}, 0, 1, 0, real},
-		{"the first claimed more", []uint32{500, real}, 0, 2, 0, real},
+		{"the second claims more", []uint32{real, 70}, 0, 1, 0, real},
+		{"the first claimed more", []uint32{70, real}, 0, 2, 0, real},
 		{"the first claimed less", []uint32{5, real}, 0, 1, 0, real},
 		{"more than the context", []uint32{4096}, 0, 0, 1, real},
-		{"this node counts", []uint32{500, real}, real, 1, 1, real},
+		{"more than the bytes", []uint32{500, real}, 0, 1, 1, real},
+		{"this node counts", []uint32{70, real}, real, 1, 1, real},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

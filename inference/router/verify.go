@@ -44,6 +44,8 @@ func (k *call) verify(f *inference.Frame) (*inference.Receipt, inference.Chain, 
 		err = fmt.Errorf("%d tokens, and %d were asked for", chain.Next, req.Pb.GetMaxTokens())
 	case got.Finish != f.Finish:
 		err = errors.New("the receipt has another finish reason than the frame")
+	case f.Finish == inference.FinishCancelled && !k.cancelled:
+		err = errors.New("it ended as cancelled, and nobody cancelled it")
 	case !bytes.Equal(pb.GetNonce(), req.Pb.GetNonce()) || !bytes.Equal(pb.GetEscrow(), req.Pb.GetEscrow()) || pb.GetEpoch() != req.Pb.GetEpoch():
 		err = errors.New("the receipt is under other terms")
 	case !bytes.Equal(pb.GetPrefixHost(), c.prefixHost()):
@@ -68,15 +70,17 @@ func (k *call) verify(f *inference.Frame) (*inference.Receipt, inference.Chain, 
 }
 
 // counted checks the number of prompt tokens: against this node's own count, where it
-// has one, against the model's context, and against the hosts before. Of two hosts
-// that differ either may be wrong: one that counts more, and so charges more, is passed
-// over, unless another agrees with it.
+// has one, against what so many bytes may have, against the model's context, and against
+// the hosts before. Of two hosts that differ either may be wrong: one that counts more,
+// and so charges more, is passed over, unless another agrees with it.
 func (k *call) counted(got *inference.Receipt) error {
 	c, n := k.c, int(got.Pb.GetPromptTokens())
-	own := int(c.q.count.Load())
+	own, most := c.q.ownCount(got.Finish != inference.FinishOpen), inference.MostPrompt(c.q.req.Question)
 	switch {
 	case own > 0 && n != own:
 		return fmt.Errorf("it counts %d prompt tokens, and there are %d", n, own)
+	case n > most: // what the host says of the model's context is its own word
+		return fmt.Errorf("it counts %d prompt tokens, and the question has no more than %d in any model", n, most)
 	case k.host.capability != nil && n+int(got.After.Next) > inference.OwnContext(k.host.capability):
 		return fmt.Errorf("it counts %d prompt tokens, which do not fit the model's context", n)
 	case c.prompt == 0 || n <= c.prompt:
@@ -92,11 +96,12 @@ func (k *call) counted(got *inference.Receipt) error {
 }
 
 // priced checks that the host charges no more than it offered or, where it made no
-// offer, advertised, and the choice no more than the cap.
+// offer, advertised, and the choice no more than the cap. What is over the cap at the
+// host's own price is no lie of it.
 func (k *call) priced(got *inference.Receipt) error {
 	charged := mesh.Amount(got.Pb.GetPrice())
 	if k.host.capability != nil {
-		due, err := inference.Price(k.host.capability, int(got.Pb.GetPromptTokens()), int(got.Pb.GetOutputTokens()), got.Finish)
+		due, err := inference.Price(k.host.capability, int(got.Pb.GetPromptTokens()), int(got.Before.Next), int(got.Pb.GetOutputTokens()), got.Finish)
 		if err != nil {
 			return err
 		}
@@ -110,7 +115,7 @@ func (k *call) priced(got *inference.Receipt) error {
 	}
 	sum, err := k.c.usage.Price.Add(charged)
 	if limit := mesh.Amount(k.c.q.req.Pb.GetPriceCap()); err != nil || limit > 0 && sum > limit {
-		return fmt.Errorf("it charges %s, and the cap is %s", charged, limit)
+		return &lost{why: whyCap, err: fmt.Errorf("it charges %s, that makes %s, and the cap is %s", charged, sum, limit)}
 	}
 	return nil
 }
