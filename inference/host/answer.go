@@ -29,9 +29,10 @@ var (
 // handler's goroutine signs and writes them.
 //
 // How it ends, in the words of the receipt: cancelled takes the payer's signed
-// Cancel, since it makes the payer owe the prompt. A stream that breaks without one
-// proves nothing about the payer, so the host signs aborted and forfeits the prompt
-// fee; the tokens that it had signed before still count.
+// Cancel, since it makes the payer owe the prompt once a token was there. A stream that
+// breaks without one proves nothing about the payer, so the host signs aborted and
+// forfeits the prompt fee; the tokens that it had signed before still count. Who breaks
+// off too often is served no more for a while (patience.go).
 type answer struct {
 	h       *Host
 	lane    *lane
@@ -51,6 +52,8 @@ type answer struct {
 	steps     atomic.Int64
 	wake      chan struct{} // of one place: there is something to write
 	space     chan struct{} // of one place: something was written
+	began     bool          // it had a slot; compute's, as left is, which has returned before they are read
+	left      bool          // the caller ended it, and not this host
 
 	mu      sync.Mutex
 	pending []step                 // guarded by mu
@@ -109,6 +112,7 @@ func (a *answer) compute() {
 		a.end(a.broken())
 		return
 	}
+	a.began = true
 	if a.call.Request.Question.GetEmbed() {
 		a.embed()
 		return
@@ -158,7 +162,9 @@ func (a *answer) compute() {
 	}
 }
 
+// broken says how an answer ends whose context has.
 func (a *answer) broken() inference.FinishReason {
+	a.left = !errors.Is(context.Cause(a.ctx), errDraining)
 	if a.cancelled.Load() {
 		return inference.FinishCancelled
 	}
@@ -228,6 +234,7 @@ func (a *answer) serve(w http.ResponseWriter) {
 	}()
 	last := a.writeFrames(&out)
 	<-done
+	a.judge()
 	// Off the stream, so that it can carry the next call meanwhile.
 	a.h.tasks.Go(func() { a.keep(last) })
 }

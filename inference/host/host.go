@@ -116,12 +116,13 @@ type Host struct {
 	wires     sync.Map                // net.Conn to *wire, of the server
 
 	mu       sync.Mutex
-	lanes    map[mesh.ModelID]*lane  // guarded by mu, as is all within a lane
-	running  map[runKey]*answer      // guarded by mu
-	peers    map[mesh.Address]*usage // guarded by mu
-	held     int64                   // bytes of requests; guarded by mu
-	draining bool                    // guarded by mu
-	idle     chan struct{}           // closed when draining and nothing runs; guarded by mu
+	lanes    map[mesh.ModelID]*lane     // guarded by mu, as is all within a lane
+	running  map[runKey]*answer         // guarded by mu
+	peers    map[mesh.Address]*usage    // guarded by mu
+	patience map[mesh.Address]*patience // guarded by mu
+	held     int64                      // bytes of requests; guarded by mu
+	draining bool                       // guarded by mu
+	idle     chan struct{}              // closed when draining and nothing runs; guarded by mu
 }
 
 // usage is what one peer takes of the host now.
@@ -148,6 +149,7 @@ func New(cfg Config) (*Host, error) {
 		lanes:     make(map[mesh.ModelID]*lane),
 		running:   make(map[runKey]*answer),
 		peers:     make(map[mesh.Address]*usage),
+		patience:  make(map[mesh.Address]*patience),
 		idle:      make(chan struct{}),
 		dialling:  make(chan struct{}, maxTasks),
 		preparing: make(chan struct{}, 1),

@@ -209,20 +209,8 @@ func (h *Host) admit(ctx context.Context, call *inference.Call, peer mesh.Addres
 	if l == nil {
 		return nil, fmt.Errorf("%w: %s is not served here", inference.ErrUnknownModel, call.Request.Model.Short())
 	}
-	for i, t := range call.Prefix {
-		if int(t) >= l.info.Vocab {
-			return nil, fmt.Errorf("%w: token %d of the prefix is not in the vocabulary", inference.ErrInvalid, i)
-		}
-	}
-	if err := h.constrain(ctx, l, peer, call.Request.Question.GetConstraint()); err != nil {
+	if err := h.answerable(ctx, l, call, peer); err != nil {
 		return nil, err
-	}
-	if call.Request.Question.GetEmbed() && l.capability.GetEmbed() == 0 {
-		return nil, fmt.Errorf("%w: the engine of this host makes no embeddings", inference.ErrInvalid)
-	}
-	if err := healthOf(l.engine); err != nil {
-		h.cfg.Log.Warn("the engine cannot answer", "model", l.info.Name, "error", err)
-		return nil, fmt.Errorf("%w: the engine of this host cannot answer now", inference.ErrBusy)
 	}
 	prompt, err := h.encode(ctx, l, peer, call.Request.Question)
 	if err != nil {
@@ -264,6 +252,31 @@ func (h *Host) admit(ctx context.Context, call *inference.Call, peer mesh.Addres
 		return nil, err
 	}
 	return a, nil
+}
+
+// answerable refuses a call that this host or its engine cannot answer, or will not.
+func (h *Host) answerable(ctx context.Context, l *lane, call *inference.Call, peer mesh.Address) error {
+	if h.charges(l) {
+		if err := h.patient(peer); err != nil {
+			return err
+		}
+	}
+	for i, t := range call.Prefix {
+		if int(t) >= l.info.Vocab {
+			return fmt.Errorf("%w: token %d of the prefix is not in the vocabulary", inference.ErrInvalid, i)
+		}
+	}
+	if err := h.constrain(ctx, l, peer, call.Request.Question.GetConstraint()); err != nil {
+		return err
+	}
+	if call.Request.Question.GetEmbed() && l.capability.GetEmbed() == 0 {
+		return fmt.Errorf("%w: the engine of this host makes no embeddings", inference.ErrInvalid)
+	}
+	if err := healthOf(l.engine); err != nil {
+		h.cfg.Log.Warn("the engine cannot answer", "model", l.info.Name, "error", err)
+		return fmt.Errorf("%w: the engine of this host cannot answer now", inference.ErrBusy)
+	}
+	return nil
 }
 
 const (
@@ -361,9 +374,15 @@ func affordable(c *inferencepb.Capability, r *inferencepb.Request, prompt, prefi
 	return nil
 }
 
+// charges reports whether answers of a model cost anything. Prices do not change while
+// it is served.
+func (h *Host) charges(l *lane) bool {
+	return h.cfg.Till != nil && (l.capability.GetPricePrompt() > 0 || l.capability.GetPriceOutput() > 0)
+}
+
 // charge reserves the most that a choice may cost from the payer's escrow.
 func (h *Host) charge(l *lane, call *inference.Call, prompt, room int) (func(*inferencepb.Signed), error) {
-	if h.cfg.Till == nil || !l.priced() {
+	if !h.charges(l) {
 		return nil, nil
 	}
 	if call.Request.Payer == h.self {

@@ -3,6 +3,7 @@ package host
 import (
 	"fmt"
 	"reflect"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -40,13 +41,20 @@ func TestReplayLeavesNothing(t *testing.T) {
 
 // reservingTill notes what was reserved, and takes all.
 type reservingTill struct {
-	most []mesh.Amount
-	got  []*inferencepb.Signed
+	mu   sync.Mutex
+	most []mesh.Amount         // guarded by mu
+	got  []*inferencepb.Signed // guarded by mu
 }
 
 func (r *reservingTill) Admit(_ *inference.Request, most mesh.Amount) (func(*inferencepb.Signed), error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.most = append(r.most, most)
-	return func(s *inferencepb.Signed) { r.got = append(r.got, s) }, nil
+	return func(s *inferencepb.Signed) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.got = append(r.got, s)
+	}, nil
 }
 func (r *reservingTill) Voucher(*inferencepb.Signed) error { return nil }
 func (r *reservingTill) Proof(mesh.Hash) ([]byte, error)   { return nil, nil }

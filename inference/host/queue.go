@@ -30,11 +30,6 @@ type lane struct {
 	whole   inference.Average // seconds that a slot is taken
 }
 
-// priced reports whether answers cost anything. Prices do not change while it is served.
-func (l *lane) priced() bool {
-	return l.capability.GetPricePrompt() > 0 || l.capability.GetPriceOutput() > 0
-}
-
 // ticket is a call that waits for a slot.
 type ticket struct {
 	peer    mesh.Address
