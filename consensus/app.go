@@ -19,8 +19,10 @@ import (
 
 // Codes of a transaction's result.
 const (
-	CodeDone    = 0
-	CodeRefused = 1
+	CodeDone      = 0
+	CodeRefused   = 1
+	CodeMalformed = 2 // and no honest node hands it on
+	CodeUnable    = 3 // this node does not take it now; another may
 )
 
 // AppConfig describes the ledger's side of consensus.
@@ -47,7 +49,8 @@ type App struct {
 	abci.BaseApplication
 	cfg     AppConfig
 	machine *ledger.Machine
-	memory  *memory
+	memory  *memory        // of signatures
+	proofs  *memory        // of keys and vouchers
 	judged  judgement      // the last proposal; the connection of blocks alone uses it
 	restore *state.Restore // the snapshot that is taken in; that of snapshots alone uses it
 	failed  chan error
@@ -65,9 +68,9 @@ type judgement struct {
 
 // NewApp returns the application.
 func NewApp(cfg AppConfig) *App {
-	a := &App{cfg: cfg, memory: newMemory(), failed: make(chan error, 1)}
+	a := &App{cfg: cfg, memory: newMemory(), proofs: newMemory(), failed: make(chan error, 1)}
 	a.machine = ledger.New(ledger.Config{
-		Network: cfg.Network, Upgrades: cfg.Upgrades, Trust: cfg.Trust,
+		Network: cfg.Network, Upgrades: cfg.Upgrades, Trust: cfg.Trust, Recall: a.proofs.recall,
 		Verify: func(tx *ledger.Tx) bool {
 			return a.memory.recall(tx.Key(), func() bool { return tx.Verify(cfg.Network) })
 		},
@@ -169,18 +172,33 @@ func (a *App) commit() error {
 	return a.cfg.Store.Commit()
 }
 
-// CheckTx says whether a transaction may wait for a block.
+// CheckTx says whether a transaction may wait for a block. It returns no error: CometBFT
+// panics over one, outside of what recovers, and a node whose ledger ended serves on.
 func (a *App) CheckTx(_ context.Context, req *abci.RequestCheckTx) (*abci.ResponseCheckTx, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	pool, err := a.checks()
-	if err != nil {
-		return nil, err
+	unable := err != nil
+	switch {
+	case unable:
+	case req.Type == abci.CheckTxType_Recheck:
+		err = pool.Recheck(req.Tx)
+	default:
+		err = pool.Check(req.Tx)
 	}
-	if err := pool.Check(req.Tx); err != nil {
-		return &abci.ResponseCheckTx{Code: CodeRefused, Log: err.Error()}, nil
+	res := &abci.ResponseCheckTx{}
+	switch {
+	case err == nil:
+		return res, nil
+	case errors.Is(err, ledger.ErrMalformed):
+		res.Code = CodeMalformed
+	case unable, errors.Is(err, ledger.ErrNoRoom):
+		res.Code = CodeUnable
+	default:
+		res.Code = CodeRefused
 	}
-	return &abci.ResponseCheckTx{}, nil
+	res.Log = err.Error()
+	return res, nil
 }
 
 // PrepareProposal picks the transactions of a block.

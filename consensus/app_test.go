@@ -94,7 +94,7 @@ func TestAppRefuses(t *testing.T) {
 		"another's turn":                 func(p *proposal) { p.proposer = 2 },
 		"the beacon of another block":    func(p *proposal) { p.height++ },
 		"a transaction twice":            func(p *proposal) { p.txs = append(p.txs, p.txs[1]) },
-		"nonces out of order":            func(p *proposal) { p.txs[1], p.txs[2] = p.txs[2], p.txs[1] },
+		"nonces out of order":            func(p *proposal) { p.txs[1], p.txs[3] = p.txs[3], p.txs[1] },
 		"a nonce left out":               func(p *proposal) { p.txs = append(p.txs[:1], p.txs[2:]...) },
 		"nonsense":                       func(p *proposal) { p.txs = append(p.txs, []byte("nonsense")) },
 		"an empty transaction":           func(p *proposal) { p.txs = append(p.txs, nil) },

@@ -34,6 +34,7 @@ type parts struct {
 	app    proxy.AppConns
 	events *types.EventBus
 	pool   *mempool.CListMempool
+	forged *forged
 	// evidenceDB is closed by the pool once there is one.
 	evidenceDB dbm.DB
 	evidence   *evidence.Pool
@@ -199,7 +200,8 @@ func (c *Chain) checkStores(p *parts, state sm.State) error {
 }
 
 func (c *Chain) startApp(p *parts) error {
-	p.app = proxy.NewAppConns(proxy.NewConnSyncLocalClientCreator(c.cfg.App), proxy.NopMetrics())
+	p.forged = newForged(c.cfg.App)
+	p.app = proxy.NewAppConns(proxy.NewConnSyncLocalClientCreator(p.forged), proxy.NopMetrics())
 	p.app.SetLogger(p.log)
 	if err := p.app.Start(); err != nil {
 		return fmt.Errorf("connect the application: %w", err)
@@ -247,7 +249,7 @@ func (c *Chain) buildReactors(p *parts, state sm.State) error {
 		return &DamagedError{c.cfg.Home, fmt.Errorf("open the evidence: %w", err)}
 	}
 	p.evidence.SetLogger(p.log)
-	p.exec = sm.NewBlockExecutor(p.states, p.log, p.app.Consensus(), p.pool, p.evidence, p.blocks,
+	p.exec = sm.NewBlockExecutor(p.states, p.log, p.app.Consensus(), wholePool{p.pool}, p.evidence, p.blocks,
 		sm.BlockExecutorWithBlockTimeTolerance(p.cfg.Consensus.BlockTimeTolerance))
 
 	// After a state sync the block store is empty until the next block came.
@@ -274,7 +276,7 @@ func (c *Chain) buildReactors(p *parts, state sm.State) error {
 }
 
 func (c *Chain) buildSwitch(p *parts, state sm.State) error {
-	pool := mempool.NewReactor(p.cfg.Mempool, p.pool, p.reactor.WaitSync())
+	pool := &txReactor{mempool.NewReactor(p.cfg.Mempool, p.pool, p.reactor.WaitSync()), p.forged}
 	pool.SetLogger(p.log)
 	ev := evidence.NewReactor(p.evidence)
 	ev.SetLogger(p.log)

@@ -22,6 +22,7 @@ import (
 	"github.com/cometbft/cometbft/types"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/gonka-mesh/mesh/consensus/ledger"
 	"github.com/gonka-mesh/mesh/p2p"
 )
 
@@ -61,9 +62,9 @@ type Config struct {
 	Vote      time.Duration // wait for more votes in a divided round; default 1 s
 	Gossip    time.Duration // pause of an idle gossip loop; default 10 ms
 	NoEmpty   bool          // wait for transactions before a block is made
-	TxBytes   int           // largest transaction; default 1 MiB
+	TxBytes   int           // largest transaction; default 256 KiB
 	PoolTxs   int           // transactions that wait for a block; default 20,000
-	PoolBytes int64         // bytes that they may have together; default 256 MiB
+	PoolBytes int64         // bytes that they may have together; default 32 MiB
 
 	// ClockSkew is how far the clock may be off before the node stops voting; default 30 s,
 	// or four times Commit where that is more: a last block of so long ago is no sign yet.
@@ -117,9 +118,9 @@ func (c *Config) complete() error {
 	c.Propose = orDefault(c.Propose, 3*time.Second)
 	c.Vote = orDefault(c.Vote, time.Second)
 	c.Gossip = orDefault(c.Gossip, 10*time.Millisecond)
-	c.TxBytes = orDefault(c.TxBytes, 1<<20)
-	c.PoolTxs = orDefault(c.PoolTxs, 20_000)
-	c.PoolBytes = orDefault(c.PoolBytes, 256<<20)
+	c.TxBytes = orDefault(c.TxBytes, ledger.MaxTxBytes)
+	c.PoolTxs = orDefault(c.PoolTxs, ledger.PoolTxs)
+	c.PoolBytes = orDefault(c.PoolBytes, ledger.PoolBytes)
 	c.ClockSkew = orDefault(c.ClockSkew, max(30*time.Second, 4*c.Commit))
 	if c.DiskFloor == 0 {
 		c.DiskFloor = 256 << 20

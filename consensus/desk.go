@@ -272,7 +272,7 @@ func decodeEvidence(raw []byte) (types.Evidence, error) {
 }
 
 // ServeTx takes one transaction.
-func (d *Desk) ServeTx(ctx context.Context, _ mesh.Address, c net.Conn) {
+func (d *Desk) ServeTx(ctx context.Context, peer mesh.Address, c net.Conn) {
 	defer c.Close()
 	c.SetDeadline(time.Now().Add(deskTimeout))
 	ask := new(lightpb.TxAsk)
@@ -281,6 +281,9 @@ func (d *Desk) ServeTx(ctx context.Context, _ mesh.Address, c net.Conn) {
 	}
 	c.SetDeadline(time.Now().Add(waitTimeout + deskTimeout))
 	height, err := d.submit(ctx, ask.GetTx())
+	if refused := (*Refused)(nil); errors.As(err, &refused) && refused.Code == CodeMalformed && refused.Height == 0 {
+		d.Penalise(peer, "tx: malformed, or signed by another", pointsForm)
+	}
 	_ = p2p.WriteMessage(c, outcome(height, err)) // who is gone needs no answer
 }
 

@@ -148,6 +148,23 @@ func TestDesk(t *testing.T) {
 			t.Errorf("%s: %v", tx, answer)
 		}
 	}
+	// One that no state of the ledger makes good costs points, one for which there is no
+	// room now is not refused.
+	for tx, want := range map[string]int{"forged one": pointsForm, "later one": 0, "bad two": 0} {
+		points = 0
+		conn, err := deskDialer{desk}.Dial(t.Context(), deskPeer, "tx")
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer := new(lightpb.TxAnswer)
+		if err := errors.Join(p2p.WriteMessage(conn, &lightpb.TxAsk{Tx: []byte(tx)}), p2p.ReadMessage(conn, light.MaxAsk, answer)); err != nil {
+			t.Fatal(err)
+		}
+		conn.Close()
+		if points != want || answer.GetAccepted() || answer.GetUnable() != strings.HasPrefix(tx, "later") {
+			t.Errorf("%s: %d points, %v", tx, points, answer)
+		}
+	}
 }
 
 // gatedApp puts transactions into blocks once it is open.

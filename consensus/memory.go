@@ -6,9 +6,9 @@ import (
 	"github.com/gonka-mesh/mesh"
 )
 
-// memory remembers good signatures: a transaction is checked when it arrives, when it
-// is proposed and when it is decided, and costs its arithmetic once. Two generations
-// bound it.
+// memory remembers good signatures and proofs: a transaction is checked when it arrives,
+// when it is proposed and when it is decided, and costs its arithmetic once. Two
+// generations bound it.
 type memory struct {
 	mu         sync.Mutex
 	young, old map[mesh.Hash]struct{} // guarded by mu

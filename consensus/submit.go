@@ -141,7 +141,10 @@ func checkTx(p *parts, tx []byte) error {
 		return fmt.Errorf("submit transaction: %w", err)
 	}
 	// The application is in this process, so it has answered.
-	if r := <-checked; r.IsErr() {
+	switch r := <-checked; {
+	case r.Code == CodeUnable: // which is not the ledger's word
+		return fmt.Errorf("submit transaction: %s", r.Log)
+	case r.IsErr():
 		return &Refused{Code: r.Code, Log: r.Log}
 	}
 	return nil

@@ -389,14 +389,19 @@ func (s *meshSwitch) receive(c net.Conn) {
 func (s *meshSwitch) lost(p *meshPeer, ch *channel, err error) {
 	var bad *badMessage
 	if errors.As(err, &bad) {
-		s.log.Warn("ledger peer dropped for a bad message", "peer", p.addr.String(), "channel", fmt.Sprintf("%#x", ch.ID), "err", err)
-		s.net.Penalise(p.addr, "comet: "+clipText(err.Error()), pointsBadMessage)
-		s.drop(p, err, dropRefuse)
+		s.blame(p, fmt.Errorf("channel %#x: %w", ch.ID, err))
 		return
 	}
 	if p.ctx.Err() == nil {
 		s.drop(p, fmt.Errorf("stream of channel %#x: %w", ch.ID, err), dropLater)
 	}
+}
+
+// blame takes a peer away for a message that it cannot have meant well.
+func (s *meshSwitch) blame(p *meshPeer, err error) {
+	s.log.Warn("ledger peer dropped for a bad message", "peer", p.addr.String(), "err", err)
+	s.net.Penalise(p.addr, "comet: "+clipText(err.Error()), pointsBadMessage)
+	s.drop(p, err, dropRefuse)
 }
 
 func clipText(s string) string { return s[:min(len(s), 200)] }
@@ -406,6 +411,10 @@ func clipText(s string) string { return s[:min(len(s), 200)] }
 func (s *meshSwitch) StopPeerForError(peer cp2p.Peer, reason any) {
 	p, ok := peer.(*meshPeer)
 	if !ok {
+		return
+	}
+	if bad, ok := reason.(*badMessage); ok {
+		s.blame(p, bad)
 		return
 	}
 	s.log.Info("ledger peer dropped", "peer", p.addr.String(), "reason", clipText(fmt.Sprint(reason)))

@@ -110,6 +110,7 @@ func TestHostilePeers(t *testing.T) {
 		{"not protobuf", append([]byte{0x22}, frame(4, 0xff, 0xff, 0xff, 0xff)...)},
 		{"empty consensus message", append([]byte{0x20}, frame(0)...)},
 		{"unsolicited block", append([]byte{0x40}, frame(2, 0x1a, 0)...)},
+		{"malformed transaction", append([]byte{0x30}, frame(10, append([]byte{0x0a, 8, 0x0a, 6}, "forged"...)...)...)},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			h := n.visitor(20+i, p2p.Config{})

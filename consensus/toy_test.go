@@ -56,8 +56,13 @@ func (a *toyApp) Info(context.Context, *abci.RequestInfo) (*abci.ResponseInfo, e
 }
 
 func (a *toyApp) CheckTx(_ context.Context, r *abci.RequestCheckTx) (*abci.ResponseCheckTx, error) {
-	if bytes.HasPrefix(r.Tx, []byte("bad")) {
+	switch {
+	case bytes.HasPrefix(r.Tx, []byte("bad")):
 		return &abci.ResponseCheckTx{Code: 7, Log: "bad transactions are not taken"}, nil
+	case bytes.HasPrefix(r.Tx, []byte("forged")):
+		return &abci.ResponseCheckTx{Code: CodeMalformed, Log: "nobody takes these"}, nil
+	case bytes.HasPrefix(r.Tx, []byte("later")):
+		return &abci.ResponseCheckTx{Code: CodeUnable, Log: "no room"}, nil
 	}
 	return &abci.ResponseCheckTx{}, nil
 }

@@ -22,6 +22,9 @@ type Config struct {
 	Network mesh.NetworkID
 	// Work weighs the hosts of an epoch; nil takes the weights of the genesis file.
 	Work Work
+	// Recall returns what verify does, for proofs that are dear: of a host's keys, and the
+	// payers' vouchers. It is for a memory of what was verified before, by key; nil verifies each time.
+	Recall func(key mesh.Hash, verify func() bool) bool
 	// Verify reports whether a transaction's signature is good; nil does the
 	// arithmetic each time. It is for a memory of what was verified before.
 	Verify func(tx *Tx) bool
@@ -50,6 +53,9 @@ func New(cfg Config) *Machine {
 		m.cfg.VerifyBeacon = func(blsKey, signature []byte, height mesh.Height) bool {
 			return VerifyBeacon(cfg.Network, blsKey, signature, height)
 		}
+	}
+	if m.cfg.Recall == nil {
+		m.cfg.Recall = func(_ mesh.Hash, verify func() bool) bool { return verify() }
 	}
 	if m.cfg.Work == nil {
 		m.cfg.Work = genesisWork{}
@@ -129,6 +135,7 @@ type blockState struct {
 	events  []Event
 	updates []ValidatorUpdate
 	reset   bool // the validator set may have changed: consensus is told at the end
+	trial   bool // nobody pays: what is dear to find out, or to write, is left out
 }
 
 func (b *blockState) emit(kind string, attrs ...string) {
@@ -208,18 +215,29 @@ func (m *Machine) execute(o *overlay, b *blockState, tx *Tx, account *ledgerpb.A
 // the order of its sender's.
 func (m *Machine) admit(o *overlay, p *ledgerpb.Params, tx *Tx) (*ledgerpb.Account, error) {
 	account := o.account(tx.Sender)
-	least := uint64(tx.size) * p.GetFeePerByte()
-	switch {
-	case tx.Pb.GetNonce() < account.GetNonce():
-		return nil, refuse("nonce %d was used, the sender's next is %d", tx.Pb.GetNonce(), account.GetNonce())
-	case tx.Pb.GetFee() < least:
-		return nil, refuse("fee of %d ngonka, at least %d for %d bytes", tx.Pb.GetFee(), least, tx.size)
-	case account.GetBalance() < tx.Pb.GetFee():
-		return nil, refuse("%s has %s and cannot pay the fee", tx.Sender.Short(), mesh.Amount(account.GetBalance()))
-	case !m.cfg.Verify(tx):
-		return nil, refuse("the signature is not the sender's")
+	h := head{sender: tx.Sender, nonce: tx.Pb.GetNonce(), fee: tx.Pb.GetFee(), size: tx.size}
+	if err := h.pays(p, account.GetNonce(), account.GetBalance()); err != nil {
+		return nil, err
+	}
+	if !m.cfg.Verify(tx) {
+		return nil, malformed("the signature is not the sender's")
 	}
 	return account, nil
+}
+
+// pays refuses what has no effect for its number or its fee: next is the sender's number,
+// and balance what it has.
+func (h head) pays(p *ledgerpb.Params, next, balance uint64) error {
+	least := uint64(h.size) * p.GetFeePerByte()
+	switch {
+	case h.nonce < next:
+		return refuse("nonce %d was used, the sender's next is %d", h.nonce, next)
+	case h.fee < least:
+		return refuse("fee of %d ngonka, at least %d for %d bytes", h.fee, least, h.size)
+	case balance < h.fee:
+		return refuse("%s has %s and cannot pay the fee", h.sender.Short(), mesh.Amount(balance))
+	}
+	return nil
 }
 
 // act carries out the action.

@@ -52,7 +52,7 @@ func TestKeysOfNobody(t *testing.T) {
 			}
 			r := w.registration(testNetwork, w.newKeys("dan", 0))
 			r.ConsensusKey = key[:]
-			refusedWith(t, checkKeys(testNetwork, w.address("dan"), r), "is nobody's")
+			refusedWith(t, testMachine().checkKeys(testNetwork, w.address("dan"), r), "is nobody's")
 			raw, err := encode(&ledgerpb.Tx{Sender: key[:], Action: &ledgerpb.Tx_Unjail{Unjail: &ledgerpb.Unjail{}}})
 			if err != nil {
 				t.Fatal(err)

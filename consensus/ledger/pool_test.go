@@ -38,6 +38,20 @@ func newPool(t *testing.T, m *Machine, s Reader) *Pool {
 	return p
 }
 
+// nextPool is the pool after a block without transactions.
+func nextPool(t *testing.T, m *Machine, s *memState, p *Pool) *Pool {
+	t.Helper()
+	out, err := m.Apply(s, Block{Height: p.b.height, Txs: [][]byte{beaconTx(t, p.b.height, addressOf(testKey(0)))}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.write(t, out.Changes)
+	if p, err = p.Next(s); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
 // refusedWith fails unless err is a refusal with these words; none: no refusal.
 func refusedWith(t *testing.T, err error, words string) {
 	t.Helper()
@@ -93,27 +107,30 @@ func TestPool(t *testing.T) {
 				taken += len(raw)
 			}
 		}
-		if taken == 0 || taken > aheadBytes {
-			t.Errorf("%d bytes wait, want at most %d", taken, aheadBytes)
+		if taken == 0 || taken > roomAheadSender.bytes {
+			t.Errorf("%d bytes wait, want at most %d", taken, roomAheadSender.bytes)
 		}
 	})
 	t.Run("who does not come is given up", func(t *testing.T) {
 		m, s, a := poolState(t)
 		p := newPool(t, m, s)
 		late, follower := a.transfer(5, fee, ""), a.transfer(0, fee, "")
-		for range patience {
-			refusedWith(t, p.Check(late), "")
-			out, err := m.Apply(s, Block{Height: p.b.height, Txs: [][]byte{beaconTx(t, p.b.height, addressOf(testKey(0)))}})
-			if err != nil {
-				t.Fatal(err)
-			}
-			s.write(t, out.Changes)
-			if p, err = p.Next(s); err != nil {
-				t.Fatal(err)
-			}
+		refusedWith(t, p.Check(late), "")
+		for range patience - 1 {
+			p = nextPool(t, m, s, p)
+			refusedWith(t, p.Recheck(late), "")
 		}
-		refusedWith(t, p.Check(late), "have not come for 16 blocks")
+		p = nextPool(t, m, s, p)
+		refusedWith(t, p.Recheck(late), "have not come for 16 blocks")
+		// Nothing of this sender waits so for a while, whatever it is.
+		for range penance - 1 {
+			refusedWith(t, p.Check(late), "waited in vain")
+			refusedWith(t, p.Check(a.transfer(1, fee, "another")), "waited in vain")
+			p = nextPool(t, m, s, p)
+		}
 		refusedWith(t, p.Check(follower), "")
+		p = nextPool(t, m, s, p)
+		refusedWith(t, p.Check(late), "")
 	})
 	t.Run("bounds", func(t *testing.T) {
 		m, s, a := poolState(t)
@@ -129,7 +146,7 @@ func TestPool(t *testing.T) {
 			{a.transfer(0, 100, ""), "fee of 100 ngonka, at least"},
 			{poor.transfer(0, fee, ""), "cannot pay the fee"},
 			{make([]byte, MaxTxBytes+1), "at most 262144"},
-			{nil, "sender of 0 bytes"},
+			{nil, "transaction: not a message"},
 			{beaconTx(t, 1, a.from), "transaction:"},
 			{forged, "signature is not the sender's"},
 			{a.transfer(0, fee, strings.Repeat("x", maxMemo+1)), fmt.Sprintf("memo of %d bytes", maxMemo+1)},

@@ -44,13 +44,14 @@ func (c *call) settle(t *ledgerpb.Settle) error {
 	if err := c.settleable(t.GetEpoch()); err != nil {
 		return err
 	}
-	switch n := len(t.GetLines()); {
+	switch {
 	case c.Get(hostKey(c.sender)) == nil:
 		return refuse("%s is not a registered host", c.sender.Short())
-	case n == 0:
+	case len(t.GetLines()) == 0:
 		return refuse("a settlement without lines")
-	case n > MaxSettleLines:
-		return refuse("%d lines, at most %d a transaction", n, MaxSettleLines)
+	}
+	if c.b.trial { // a signature for each line
+		return nil
 	}
 	s := c.resume(t.GetEpoch())
 	kept := &ledgerpb.Settle{Epoch: t.GetEpoch()}
@@ -175,7 +176,11 @@ func (c *call) checkVoucher(epoch uint64, id mesh.Hash, e *ledgerpb.Escrow, line
 		Escrow: id, Host: c.sender, Epoch: mesh.Epoch(epoch),
 		Amount: mesh.Amount(line.GetVoucher()), Receipts: line.GetAcknowledged(),
 	}
-	if !v.Verify(c.m.cfg.Network, mesh.AddressOf(e.GetOwner()), line.GetSignature()) {
+	seen := mesh.HashOf([]byte("voucher\x00"), e.GetOwner(), id[:], c.sender[:], be64(epoch),
+		be64(line.GetVoucher()), be64(line.GetAcknowledged()), line.GetSignature())
+	if !c.m.cfg.Recall(seen, func() bool {
+		return v.Verify(c.m.cfg.Network, mesh.AddressOf(e.GetOwner()), line.GetSignature())
+	}) {
 		return refuse("the voucher is not signed by the owner of escrow %s", id.Short())
 	}
 	return nil

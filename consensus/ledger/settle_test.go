@@ -89,7 +89,6 @@ func TestSettleRefused(t *testing.T) {
 			return settleTx(0, l...)
 		}},
 		{"no lines", "without lines", func(world) *ledgerpb.Tx { return settleTx(0) }},
-		{"too many lines", "501 lines, at most 500", func(world) *ledgerpb.Tx { return settleTx(0, make([]*ledgerpb.SettleLine, 501)...) }},
 		{"this epoch", "epoch 1 is not over", func(w world) *ledgerpb.Tx { return settleTx(1, w.line("ann", "host1", w.ann, 1, 100)) }},
 		{"the last epoch of all", "is not over", func(w world) *ledgerpb.Tx { return settleTx(math.MaxUint64, line(w, 100)) }},
 		{"before the window", "from height 4 to 8, this is 3", func(w world) *ledgerpb.Tx {

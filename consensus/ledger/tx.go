@@ -27,13 +27,34 @@ const MaxTxBytes = 256 << 10
 // ErrRefused marks every reason why a transaction is not carried out.
 var ErrRefused = errors.New("refused")
 
+// ErrMalformed marks, besides, what no state of the ledger would make a transaction: bytes
+// that are none, or a signature that is not the sender's. No honest node hands it on.
+var ErrMalformed = errors.New("malformed")
+
+// ErrNoRoom marks, besides, what there is no room for in a pool: another may have some.
+var ErrNoRoom = errors.New("no room")
+
 // refusal is a reason in words for the sender.
-type refusal struct{ reason string }
+type refusal struct {
+	reason string
+	kind   error // ErrMalformed, ErrNoRoom, or nil
+}
 
-func (r *refusal) Error() string   { return r.reason }
-func (r *refusal) Is(t error) bool { return t == ErrRefused }
+func (r *refusal) Error() string { return r.reason }
 
-func refuse(format string, args ...any) error { return &refusal{fmt.Sprintf(format, args...)} }
+func (r *refusal) Is(t error) bool { return t == ErrRefused || t == r.kind }
+
+func refuse(format string, args ...any) error {
+	return &refusal{reason: fmt.Sprintf(format, args...)}
+}
+
+func malformed(format string, args ...any) error {
+	return &refusal{fmt.Sprintf(format, args...), ErrMalformed}
+}
+
+func noRoom(format string, args ...any) error {
+	return &refusal{fmt.Sprintf(format, args...), ErrNoRoom}
+}
 
 // Tx is a parsed transaction.
 type Tx struct {
@@ -74,11 +95,11 @@ func ParseTx(network mesh.NetworkID, b []byte) (*Tx, error) {
 		return nil, refuse("transaction of %d bytes, at most %d", len(b), MaxTxBytes)
 	}
 	signed, pb := new(ledgerpb.SignedTx), new(ledgerpb.Tx)
-	if err := decode(b, signed); err != nil {
-		return nil, refuse("transaction: %v", err)
+	if err := decodeTx("transaction", b, signed); err != nil {
+		return nil, err
 	}
-	if err := decode(signed.GetBody(), pb); err != nil {
-		return nil, refuse("body of transaction: %v", err)
+	if err := decodeTx("body of transaction", signed.GetBody(), pb); err != nil {
+		return nil, err
 	}
 	sender, err := addressFrom("sender", pb.GetSender())
 	if err != nil {
@@ -91,6 +112,21 @@ func ParseTx(network mesh.NetworkID, b []byte) (*Tx, error) {
 		ID: domainTx.Hash(network, signed.GetBody()), Sender: sender, Pb: pb,
 		body: signed.GetBody(), signature: signed.GetSignature(), size: len(b),
 	}, nil
+}
+
+// decodeTx decodes a part of a transaction whose wire form was looked at before.
+func decodeTx(what string, b []byte, m proto.Message) error {
+	err := checkWire(m.ProtoReflect().Descriptor(), b)
+	switch {
+	case errors.Is(err, errUnknown), errors.Is(err, ErrRefused): // a later version may take it
+		return refuse("%s: %v", what, err)
+	case err == nil:
+		err = decode(b, m)
+	}
+	if err != nil {
+		return malformed("%s: %v", what, err)
+	}
+	return nil
 }
 
 // Key names the signed transaction, for a memory of signatures that were verified.

@@ -112,7 +112,7 @@ func vectorsMade(t *testing.T) map[string]string {
 		if r.BlsProof, err = secret.Prove(p); err != nil {
 			t.Fatal(err)
 		}
-		if err := checkKeys(network, sender, r); err != nil {
+		if err := testMachine().checkKeys(network, sender, r); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 		put(name+"_consensus_proof", r.ConsensusProof)
