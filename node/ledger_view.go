@@ -47,7 +47,7 @@ func (n *Node) LedgerStatus(ctx context.Context) (api.LedgerStatus, error) {
 		}
 		s = api.LedgerStatus{Height: now.Height, BlockTime: now.Time, AppHash: hex.EncodeToString(now.AppHash), CatchingUp: now.CatchingUp,
 			Validator: now.Validator, Power: share(uint64(now.Power), uint64(now.Total)), Peers: now.Peers, Waiting: now.Waiting,
-			Validators: now.Validators, Error: now.Problem}
+			Validators: now.Validators, Error: cmp.Or(now.Problem, now.Doing, n.chain.said())}
 		if s.Height == 0 {
 			return s, nil
 		}
