@@ -201,7 +201,9 @@ func (c *Chain) Err() <-chan error { return c.fatal }
 func (c *Chain) fail(err error) {
 	select {
 	case c.fatal <- err:
-		c.log.Error("the ledger stopped", "err", err)
+		if !errors.Is(err, ErrNoSnapshot) { // whoever started it has another way
+			c.log.Error("the ledger stopped", "err", err)
+		}
 	default:
 	}
 }

@@ -299,12 +299,12 @@ func (c *chain) farBehind(ctx context.Context) (bool, error) {
 	if time.Since(g.Created) < time.Duration(c.n.cfg.syncFrom()*g.BlockMS)*time.Millisecond {
 		return false, nil // so young that all blocks are few
 	}
+	first, alone, err := c.ofGenesis()
+	if err != nil || alone {
+		return false, err
+	}
 	if err := c.light.Stale(); err != nil {
 		return false, c.stale(err)
-	}
-	first, err := c.ofGenesis()
-	if err != nil {
-		return false, err
 	}
 	c.say("waiting for a peer that shows how far the ledger is")
 	for begun := time.Now(); ; {
@@ -335,17 +335,18 @@ func (c *chain) stale(err error) error {
 		"anyone with their old keys could show it another ledger: %w", c.n.genesis.Created.Format(time.DateOnly), c.n.genesis.trust(), err)
 }
 
-// ofGenesis reports whether this node is one of the first validators.
-func (c *chain) ofGenesis() (bool, error) {
-	first, err := consensus.FirstValidators(c.n.genesis.Network(), c.n.genesis.Ledger)
+// ofGenesis reports whether this node is one of the first validators, and the only one.
+func (c *chain) ofGenesis() (first, alone bool, err error) {
+	all, err := consensus.FirstValidators(c.n.genesis.Network(), c.n.genesis.Ledger)
 	if err != nil {
-		return false, err
+		return false, false, err
 	}
 	key, err := c.key.Signer().GetPubKey()
 	if err != nil {
-		return false, fmt.Errorf("read the consensus key: %w", err)
+		return false, false, fmt.Errorf("read the consensus key: %w", err)
 	}
-	return first.HasAddress(key.Address()), nil
+	first = all.HasAddress(key.Address())
+	return first, first && all.Size() == 1, nil
 }
 
 // running returns the chain, or why there is none.
