@@ -129,8 +129,8 @@ type synced struct {
 
 // verified makes that from headers that are trusted. The validators of the block after the
 // next are in it, because a change at block h takes effect at h+2. Consensus parameters are
-// the genesis document's: the ledger never changes them, and a header has the hash of some
-// of them alone.
+// the genesis document's: the ledger never changes them but for the version, which a header
+// has, and a header has the hash of some of them alone.
 func (c *Chain) verified(ctx context.Context, trusted Trusted, h uint64) (*synced, error) {
 	ctx, cancel := context.WithTimeout(ctx, trustedTimeout)
 	defer cancel()
@@ -150,6 +150,7 @@ func (c *Chain) verified(ctx context.Context, trusted Trusted, h uint64) (*synce
 	}
 	last, next, after := b[0], b[1], b[2]
 	params := *c.cfg.Genesis.ConsensusParams
+	params.Version.App = next.Version.App // of an upgrade, if there was one
 	if string(params.Hash()) != string(next.ConsensusHash) {
 		return nil, fmt.Errorf("block %d has other consensus parameters than the genesis: this software is not that of the network", next.Height)
 	}

@@ -43,9 +43,9 @@ const beginWait = 10 * time.Second
 
 // chain is a node's part in the ledger: a full node computes it, a light one verifies.
 type chain struct {
-	n     *Node
-	root  light.Root    // what is believed to begin with
-	light *light.Client // of every node: the light ones' only view, and what a snapshot is checked with
+	n        *Node
+	believed light.Root    // to begin with
+	light    *light.Client // of every node: the light ones' only view, and what a snapshot is checked with
 
 	// Of full nodes.
 	key   *consensus.Key
@@ -67,11 +67,11 @@ func (n *Node) buildLedger() (*chain, error) {
 	}
 	c := &chain{n: n}
 	var err error
-	if c.root, err = c.trusted(); err != nil {
+	if c.believed, err = c.root(); err != nil {
 		return nil, err
 	}
 	c.light, err = light.New(light.Config{
-		Network: n.genesis.Network(), Root: c.root, Period: n.genesis.trust(),
+		Network: n.genesis.Network(), Root: c.believed, Period: n.genesis.trust(),
 		Dialer: n.core.Net, Peers: c.fullPeers, Penalise: n.core.Net.Penalise,
 		File: n.home.Path("header"), Fresh: time.Duration(n.genesis.BlockMS) * time.Millisecond, Log: n.log,
 	})
@@ -91,9 +91,9 @@ func (n *Node) buildLedger() (*chain, error) {
 	return c, nil
 }
 
-// trusted is what this node believes: a checkpoint of the configuration, or the validators
+// root is what this node believes: a checkpoint of the configuration, or the validators
 // of the genesis.
-func (c *chain) trusted() (light.Root, error) {
+func (c *chain) root() (light.Root, error) {
 	if c.n.cfg.Trust == "" {
 		validators, err := consensus.FirstValidators(c.n.genesis.Network(), c.n.genesis.Ledger)
 		return light.Root{Validators: validators, Time: c.n.genesis.Created}, err
@@ -167,8 +167,8 @@ func (c *chain) run(ctx context.Context) error {
 		App: c.app, Signer: c.key.Signer(), Net: c.n.core.Net, Open: consensus.Databases(c.store), Log: c.n.log, Metrics: c.n.metrics,
 		Commit: every, Propose: patienceOf(g.BlockMS), Vote: patienceOf(g.BlockMS) / 2, Period: g.trust(),
 	}
-	if !c.root.Hash.IsZero() {
-		cfg.Checkpoint = &consensus.Checkpoint{Height: c.root.Height, Hash: c.root.Hash}
+	if !c.believed.Hash.IsZero() {
+		cfg.Checkpoint = &consensus.Checkpoint{Height: c.believed.Height, Hash: c.believed.Hash}
 	}
 	if c.n.cfg.CometListen != "" {
 		cfg.Transport = consensus.TransportComet
