@@ -224,9 +224,6 @@ func (f *fetch) take(ctx context.Context, o *offer) (*synced, error) {
 	if err != nil {
 		return nil, err // its peers may be right: it is offered again
 	}
-	if err := f.c.rules(ctx, f.p, s); err != nil {
-		return nil, err
-	}
 	if err := f.room(o); err != nil {
 		return nil, err
 	}

@@ -172,7 +172,8 @@ func (c *Chain) verified(ctx context.Context, trusted Trusted, h uint64) (*synce
 	}}, nil
 }
 
-// taken checks that the application is where the headers say.
+// taken checks that the application is where the headers say, and that this software has
+// the rules of the block that is next.
 func (c *Chain) taken(ctx context.Context, p *parts, s *synced) error {
 	info, err := p.app.Query().Info(ctx, proxy.RequestInfo)
 	if err != nil {
@@ -181,15 +182,6 @@ func (c *Chain) taken(ctx context.Context, p *parts, s *synced) error {
 	if info.LastBlockHeight != s.state.LastBlockHeight || string(info.LastBlockAppHash) != string(s.appHash) {
 		return fmt.Errorf("%w: the state is that of block %d with hash %X, want block %d with %X", errFalse,
 			info.LastBlockHeight, info.LastBlockAppHash, s.state.LastBlockHeight, s.appHash)
-	}
-	return nil
-}
-
-// rules checks that this software is that of the block from which it would go on.
-func (c *Chain) rules(ctx context.Context, p *parts, s *synced) error {
-	info, err := p.app.Query().Info(ctx, proxy.RequestInfo)
-	if err != nil {
-		return fmt.Errorf("ask the application for its version: %w", err)
 	}
 	if want := s.state.Version.Consensus.App; info.AppVersion != want {
 		return fmt.Errorf("%w: block %d is of version %d of the ledger's rules, this software has version %d: install the one of the network",

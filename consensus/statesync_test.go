@@ -202,6 +202,7 @@ func forge(height uint64, chunks ...[]byte) *abci.Snapshot {
 // TestHostileSnapshots: whatever one peer says about snapshots, a node that joins gets the
 // ledger from the other one, and a peer that is proven to have lied is cut off.
 func TestHostileSnapshots(t *testing.T) {
+	t.Parallel()
 	empty := []byte{state.SnapshotFormat}
 	for name, c := range map[string]struct {
 		list  func(head uint64, honest []*abci.Snapshot) []*abci.Snapshot
@@ -262,6 +263,7 @@ func TestHostileSnapshots(t *testing.T) {
 // TestNobodyElse: where no peer has a snapshot, a node that joins ends with an error that has
 // the cause, and follows when it is started again and one is there.
 func TestNobodyElse(t *testing.T) {
+	t.Parallel()
 	s := newSyncNet(t)
 	s.mute.Store(true)
 	late, app := s.open(t.TempDir(), 2, s.first)
@@ -288,6 +290,7 @@ func TestNobodyElse(t *testing.T) {
 
 // TestSnapshotTooLarge: a user's bound is kept, and is what the error says.
 func TestSnapshotTooLarge(t *testing.T) {
+	t.Parallel()
 	s := newSyncNet(t)
 	s.mute.Store(true)
 	bad := s.node(t.TempDir(), 1, func(a *App) abci.Application {
@@ -313,6 +316,7 @@ func TestSnapshotTooLarge(t *testing.T) {
 // TestParamsOfGenesis: consensus parameters come from the genesis document; a header that
 // has others ends the attempt.
 func TestParamsOfGenesis(t *testing.T) {
+	t.Parallel()
 	s := newSyncNet(t)
 	late := s.node(t.TempDir(), 2, nil, s.fetching, s.first)
 	s.joined(late)
@@ -426,6 +430,7 @@ func joinRun(home string) error {
 // TestCrashInStateSync ends a node that joins after each step from the last chunk of a
 // snapshot on, until CometBFT has its state: it starts again, and follows the ledger.
 func TestCrashInStateSync(t *testing.T) {
+	t.Parallel()
 	s := newSyncNet(t)
 	b, err := os.ReadFile(filepath.Join(s.first.home, "network.json"))
 	if err != nil {
@@ -582,6 +587,7 @@ func FuzzOffer(f *testing.F) {
 // TestCheckpoint: a node stops before a block that is not the checkpoint's, while it fetches
 // blocks, while it takes part, and at the start. The process goes on.
 func TestCheckpoint(t *testing.T) {
+	t.Parallel()
 	n := newToyNet(t, 2, 1, nil)
 	follower := n.nodes[2]
 	for _, node := range n.nodes {
@@ -669,6 +675,7 @@ func (a *failingApp) Commit(ctx context.Context, r *abci.RequestCommit) (*abci.R
 // TestFailureWhileFetching: an application that fails while blocks are fetched ends the
 // chain, not the process, and the chain stops in order.
 func TestFailureWhileFetching(t *testing.T) {
+	t.Parallel()
 	for name, atCommit := range map[string]bool{"executing": false, "writing": true} {
 		t.Run(name, func(t *testing.T) {
 			n := newToyNet(t, 1, 1, func(i int, cfg *Config) {
@@ -709,6 +716,7 @@ func timeout(t *testing.T, d time.Duration) context.Context {
 // TestPeriod: a node that follows does not go on from a block so old that its validators
 // answer for nothing any more; with a checkpoint it does, and a validator does.
 func TestPeriod(t *testing.T) {
+	t.Parallel()
 	n := newToyNet(t, 1, 1, nil)
 	n.start()
 	n.reach(4, n.nodes...)

@@ -58,7 +58,7 @@ func (s *syncNet) until(n *Node, what string) {
 	var said string
 	for end := time.Now().Add(2 * time.Minute); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		now, err := n.LedgerStatus(s.t.Context())
-		if said = fmt.Sprint(now.Error, err); strings.Contains(said, what) {
+		if said = fmt.Sprint(now.Doing, now.Error, err); strings.Contains(said, what) {
 			return
 		}
 	}

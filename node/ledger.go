@@ -137,7 +137,7 @@ func (c *chain) start(ctx context.Context) {
 		if err := c.run(ctx); err != nil && ctx.Err() == nil {
 			err = c.remedied(err)
 			c.mu.Lock()
-			c.failed = err
+			c.failed, c.doing = err, ""
 			c.mu.Unlock()
 			c.n.log.Error("the ledger has stopped; this node serves on without it", "err", err)
 		}
