@@ -477,7 +477,9 @@ func TestStateSync(t *testing.T) {
 	n.start()
 	n.reach(12, n.nodes...)
 	late := n.addNode(5)
-	n.tune = func(i int, cfg *Config) { cfg.StateSync = &StateSync{Trusted: trustedChain{n.nodes[0].Chain}, Discovery: 300 * time.Millisecond} }
+	n.tune = func(i int, cfg *Config) {
+		cfg.StateSync = &StateSync{Trusted: trustedChain{n.nodes[0].Chain}, Discovery: 300 * time.Millisecond}
+	}
 	n.startHost(late)
 	n.startChain(late)
 	var s Status
