@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,7 +18,6 @@ import (
 	cp2p "github.com/cometbft/cometbft/p2p"
 	"github.com/cometbft/cometbft/proxy"
 	sm "github.com/cometbft/cometbft/state"
-	"github.com/cometbft/cometbft/statesync"
 	"github.com/cometbft/cometbft/store"
 	"github.com/cometbft/cometbft/types"
 )
@@ -31,10 +29,12 @@ type parts struct {
 	blocks *store.BlockStore
 	states sm.Store
 	turns  *turns
-	app    proxy.AppConns
-	events *types.EventBus
-	pool   *mempool.CListMempool
-	forged *forged
+	// The databases of both, for what CometBFT does not delete.
+	blocksDB, statesDB dbm.DB
+	app                proxy.AppConns
+	events             *types.EventBus
+	pool               *mempool.CListMempool
+	forged             *forged
 	// evidenceDB is closed by the pool once there is one.
 	evidenceDB dbm.DB
 	evidence   *evidence.Pool
@@ -42,17 +42,18 @@ type parts struct {
 	sync       *blocksync.Reactor
 	state      *cs.State
 	reactor    *cs.Reactor
-	snaps      *statesync.Reactor
+	snaps      *snapshotReactor
 	sw         cp2p.Switcher
 	comet      *cp2p.MultiplexTransport // nil with the mesh's transport
 	fetch      bool                     // a snapshot is fetched first
-	offered    atomic.Bool              // the application was offered one
+	tasks      sync.WaitGroup           // that call the application or read the stores
 	started    bool
 	clock      net.Listener
 	watched    chan struct{} // closed when watchBlocks ended; nil when it did not begin
 	ctx        context.Context
 	cancel     context.CancelFunc
 
+	ended  atomic.Bool  // it is being closed
 	access sync.RWMutex // held for reading by those who read the stores
 	closed bool         // the stores are; guarded by access
 }
@@ -76,7 +77,6 @@ func (c *Chain) cometConfig() *cmtcfg.Config {
 	// All peers count as persistent ones. Beyond these, a node hands its transactions to
 	// nobody, or a network of 150 would send each 150 times over.
 	cfg.Mempool.ExperimentalMaxGossipConnectionsToPersistentPeers = 32
-	cfg.StateSync.TempDir = filepath.Join(c.cfg.Home, "snapshots")
 	cfg.BlockSync.AdaptiveSync = false // it can make a validator that catches up vote twice
 	return cfg
 }
@@ -112,10 +112,21 @@ func (c *Chain) build(ctx context.Context) (p *parts, err error) {
 	if err = c.skew.atStart(state); err != nil {
 		return p, err
 	}
+	if err = c.compareCheckpoint(p); err != nil {
+		return p, err
+	}
+	if err = c.fresh(state); err != nil {
+		return p, err
+	}
+	if err = c.freshen(p, state); err != nil {
+		return p, err
+	}
 	if err = c.startApp(p); err != nil {
 		return p, err
 	}
-	p.fetch = c.cfg.StateSync != nil && state.LastBlockHeight == 0 && p.blocks.Height() == 0 && !c.alone(state)
+	if p.fetch, err = c.wanted(ctx, p, state); err != nil {
+		return p, err
+	}
 	if !p.fetch {
 		if state, err = c.handshake(ctx, p, state); err != nil {
 			return p, err
@@ -133,7 +144,7 @@ func (c *Chain) openStores(p *parts) error {
 		if err != nil {
 			return nil, &DamagedError{c.cfg.Home, fmt.Errorf("open database %s: %w", name, err)}
 		}
-		return db, nil
+		return endedDB{db, &p.ended}, nil
 	}
 	db, err := open(StoreBlocks)
 	if err != nil {
@@ -145,16 +156,32 @@ func (c *Chain) openStores(p *parts) error {
 		db.Close()
 		return &DamagedError{c.cfg.Home, fmt.Errorf("read the blocks: %w", err)}
 	}
-	p.blocks = blocks
+	p.blocks, p.blocksDB = blocks, db
 	if db, err = open(StoreState); err != nil {
 		return err
 	}
-	p.states, p.turns = sm.NewStore(stateDB{db}, sm.StoreOptions{}), newTurns(db)
+	p.states, p.turns, p.statesDB = sm.NewStore(stateDB{db}, sm.StoreOptions{}), newTurns(db), db
 	if db, err = open(StoreEvidence); err != nil {
 		return err
 	}
 	p.evidenceDB = db
 	return nil
+}
+
+// endedDB is a database in which nothing is found after the chain's end. Loops of CometBFT
+// that ask a peer every two seconds read once more when they wake, and a store that cannot
+// read ends the process.
+type endedDB struct {
+	dbm.DB
+	ended *atomic.Bool
+}
+
+func (d endedDB) Get(key []byte) ([]byte, error) {
+	b, err := d.DB.Get(key)
+	if err != nil && d.ended.Load() {
+		return nil, nil
+	}
+	return b, err
 }
 
 // try runs a constructor that panics where others return an error.
@@ -214,6 +241,18 @@ func (c *Chain) startApp(p *parts) error {
 	return nil
 }
 
+// wanted reports whether a snapshot is fetched.
+func (c *Chain) wanted(ctx context.Context, p *parts, state sm.State) (bool, error) {
+	cfg := c.cfg.StateSync
+	if cfg == nil || state.LastBlockHeight > 0 || p.blocks.Height() > 0 || c.alone(state) {
+		return false, nil
+	}
+	if cfg.Wanted == nil {
+		return true, nil
+	}
+	return cfg.Wanted(ctx)
+}
+
 // alone reports whether this node is the only validator, so that nobody is ahead of it.
 func (c *Chain) alone(state sm.State) bool {
 	return c.self != nil && state.Validators.Size() == 1 && state.Validators.HasAddress(c.self)
@@ -249,7 +288,7 @@ func (c *Chain) buildReactors(p *parts, state sm.State) error {
 		return &DamagedError{c.cfg.Home, fmt.Errorf("open the evidence: %w", err)}
 	}
 	p.evidence.SetLogger(p.log)
-	p.exec = sm.NewBlockExecutor(p.states, p.log, p.app.Consensus(), wholePool{p.pool}, p.evidence, p.blocks,
+	p.exec = sm.NewBlockExecutor(p.states, p.log, blockConn{p.app.Consensus(), c, p}, wholePool{p.pool}, p.evidence, p.blocks,
 		sm.BlockExecutorWithBlockTimeTolerance(p.cfg.Consensus.BlockTimeTolerance))
 
 	// After a state sync the block store is empty until the next block came.
@@ -270,7 +309,7 @@ func (c *Chain) buildReactors(p *parts, state sm.State) error {
 	p.reactor = cs.NewReactor(p.state, wait)
 	p.reactor.SetLogger(p.log)
 	p.reactor.SetEventBus(p.events)
-	p.snaps = statesync.NewReactor(*p.cfg.StateSync, snapshots{p.app.Snapshot(), p}, p.app.Query(), statesync.NopMetrics())
+	p.snaps = newSnapshotReactor(p.app.Snapshot(), c.log)
 	p.snaps.SetLogger(p.log)
 	return nil
 }
@@ -297,6 +336,7 @@ func (c *Chain) buildSwitch(p *parts, state sm.State) error {
 // shutdown in CometBFT: events, reactors and peers, the application's connections,
 // then the stores. The host is not ours.
 func (p *parts) close(c *Chain) {
+	p.ended.Store(true)
 	p.cancel()
 	quiet := func(what string, err error) {
 		if err != nil {
@@ -318,6 +358,7 @@ func (p *parts) close(c *Chain) {
 		// from a store that is closed would end the process.
 		time.Sleep(50*time.Millisecond + 2*c.cfg.Gossip)
 	}
+	p.tasks.Wait()
 	if p.comet != nil {
 		quiet("transport", p.comet.Close())
 	}

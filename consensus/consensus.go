@@ -75,9 +75,16 @@ type Config struct {
 
 	// StateSync fetches a snapshot instead of all blocks where the stores are empty.
 	StateSync *StateSync
+	// Checkpoint is a block that the ledger has to have; nil names none.
+	Checkpoint *Checkpoint
+	// Period is for how long the signatures of validators are believed: a node whose last
+	// block is older needs a checkpoint. 0: for ever.
+	Period time.Duration
 
-	now  func() time.Time                 // of tests: a clock that is off
-	free func(dir string) (uint64, error) // of tests: a disk that is full
+	step       func(name string)                // of tests: called between the steps of a state sync
+	sweepEvery time.Duration                    // of tests: between two looks at what pruned blocks left
+	now        func() time.Time                 // of tests: a clock that is off
+	free       func(dir string) (uint64, error) // of tests: a disk that is full
 }
 
 // Comet configures CometBFT's own transport.
@@ -157,6 +164,7 @@ type Chain struct {
 	problem problem
 
 	seen    seen
+	doing   doing
 	metrics []prometheus.Collector // registered; set by Start and Stop
 
 	fatal chan error // one error that ended the chain
@@ -194,7 +202,9 @@ func (c *Chain) Err() <-chan error { return c.fatal }
 func (c *Chain) fail(err error) {
 	select {
 	case c.fatal <- err:
-		c.log.Error("the ledger stopped", "err", err)
+		if !errors.Is(err, ErrNoSnapshot) { // whoever started it has another way
+			c.log.Error("the ledger stopped", "err", err)
+		}
 	default:
 	}
 }

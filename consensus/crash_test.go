@@ -28,6 +28,8 @@ import (
 const (
 	crashHome = "MESH_CRASH_HOME" // folder of the validator
 	crashAt   = "MESH_CRASH_AT"   // CALL:before or CALL:after of the application's calls; empty: none
+	crashJoin = "MESH_CRASH_JOIN" // address of a validator: the process is a node that joins by a snapshot
+	crashStep = "MESH_CRASH_STEP" // of that: the step after which it ends
 	// crashFail is read by CometBFT: which of its places to fail at the process ends.
 	crashFail = "FAIL_TEST_INDEX"
 )
@@ -44,7 +46,11 @@ const crashBlocks = 6
 
 func TestMain(m *testing.M) {
 	if home := os.Getenv(crashHome); home != "" {
-		if err := crashRun(home); err != nil {
+		run := crashRun
+		if os.Getenv(crashJoin) != "" {
+			run = joinRun
+		}
+		if err := run(home); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(brokenExit)
 		}
@@ -121,7 +127,7 @@ const crashPreset = "test"
 func (n *crashNetwork) hash() mesh.Hash         { return mesh.HashOf(n.Ledger) }
 func (n *crashNetwork) network() mesh.NetworkID { return mesh.NewNetworkID(crashPreset, n.hash()) }
 func (n *crashNetwork) genesis() *types.GenesisDoc {
-	return NewGenesis(n.network(), n.Created, n.Ledger, time.Hour)
+	return NewGenesis(n.network(), n.Created, n.Ledger, time.Hour, time.Second)
 }
 
 // crashGenesis makes the home of a validator that has all of the power.

@@ -100,9 +100,6 @@ func TestDesk(t *testing.T) {
 		if own, err := chain.LightBlock(t.Context(), h); err != nil || string(own.Hash()) != string(b.Hash()) {
 			t.Errorf("block %d is another one, %v", h, err)
 		}
-		if _, err := c.Params(t.Context(), h); err != nil {
-			t.Error(err)
-		}
 	}
 	if _, err := c.LightBlock(t.Context(), head.Height+1000); !errors.Is(err, ErrNoBlock) {
 		t.Errorf("a block that is not there yet: %v", err)

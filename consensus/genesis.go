@@ -15,12 +15,14 @@ import (
 const maxBlock = 2 << 20
 
 // NewGenesis returns CometBFT's genesis document of a network: created is when the
-// chain begins, ledger the ledger's part, trust for how long evidence counts.
-func NewGenesis(network mesh.NetworkID, created time.Time, ledger []byte, trust time.Duration) *types.GenesisDoc {
+// chain begins, ledger the ledger's part, trust for how long evidence counts, block the time
+// from a block to the next. Evidence counts until both its time and so many blocks are over:
+// one measure in two units, or headers would be kept for longer than anyone believes them.
+func NewGenesis(network mesh.NetworkID, created time.Time, ledger []byte, trust, block time.Duration) *types.GenesisDoc {
 	params := types.DefaultConsensusParams()
 	params.Block.MaxBytes = maxBlock
 	params.Evidence.MaxAgeDuration = trust
-	params.Evidence.MaxAgeNumBlocks = int64(trust / time.Second)
+	params.Evidence.MaxAgeNumBlocks = max(1, int64(trust/block))
 	params.Version.App = AppVersion
 	return &types.GenesisDoc{
 		ChainID: string(network), GenesisTime: created, InitialHeight: 1, ConsensusParams: params, AppState: ledger,

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
@@ -18,6 +19,7 @@ import (
 	"github.com/cometbft/cometbft/types"
 
 	"github.com/gonka-mesh/mesh"
+	"github.com/gonka-mesh/mesh/consensus/light"
 )
 
 // offClock is a clock that a test sets off.
@@ -422,6 +424,49 @@ func TestPruning(t *testing.T) {
 	}
 }
 
+// TestSweep: headers and commits of blocks that were pruned stay while evidence about them
+// counts, and go after that.
+func TestSweep(t *testing.T) {
+	n := newToyNet(t, 1, 0, func(_ int, cfg *Config) { cfg.Commit, cfg.sweepEvery = 20*time.Millisecond, 20*time.Millisecond })
+	n.genesis.ConsensusParams.Evidence = types.EvidenceParams{MaxAgeNumBlocks: 12, MaxAgeDuration: time.Millisecond, MaxBytes: 1000}
+	node := n.nodes[0]
+	node.app.retain = 3
+	n.start()
+	gone := func(h mesh.Height) bool {
+		_, err := node.Header(h)
+		return errors.Is(err, ErrNoBlock)
+	}
+	eventually(t, "the header of block 8 is gone", func() bool { return gone(8) })
+	at := node.height()
+	for h := at - 10; h < at; h++ { // more come meanwhile, and two blocks are no longer than the pruning takes
+		if gone(h) && node.height() < h+12 {
+			t.Errorf("the header of block %d is gone at height %d", h, node.height())
+		}
+	}
+	if _, err := node.Block(at - 8); !errors.Is(err, ErrNoBlock) && node.height() > at {
+		t.Errorf("block %d was not pruned: %v", at-8, err)
+	}
+	node.Stop()
+	for prefix, db := range map[string]dbm.DB{"H:": node.dbs[StoreBlocks], "C:": node.dbs[StoreBlocks], "validatorsKey:": node.dbs[StoreState]} {
+		for h := 4; h <= 8; h++ { // 1 and 2 have the validators that the others point to
+			if b, err := db.Get(fmt.Appendf(nil, "%s%d", prefix, h)); err != nil || len(b) > 0 {
+				t.Errorf("%s%d is still there (%v)", prefix, h, err)
+			}
+		}
+	}
+	// It starts again, and goes on from where it was.
+	n.startChain(node)
+	n.reach(at+5, node)
+}
+
+// trustedChain is a node that another one trusts.
+type trustedChain struct{ *Chain }
+
+func (c trustedChain) Head(context.Context) (light.Head, error) {
+	s, err := c.Status()
+	return light.Head{Height: s.Height}, err
+}
+
 // TestStateSync: a new node takes a snapshot from its peers, checks it against what it
 // trusts, and goes on with blocks; and it starts again from there.
 func TestStateSync(t *testing.T) {
@@ -432,7 +477,9 @@ func TestStateSync(t *testing.T) {
 	n.start()
 	n.reach(12, n.nodes...)
 	late := n.addNode(5)
-	n.tune = func(i int, cfg *Config) { cfg.StateSync = &StateSync{Trusted: n.nodes[0].Chain} }
+	n.tune = func(i int, cfg *Config) {
+		cfg.StateSync = &StateSync{Trusted: trustedChain{n.nodes[0].Chain}, Discovery: 300 * time.Millisecond}
+	}
 	n.startHost(late)
 	n.startChain(late)
 	var s Status
@@ -457,7 +504,7 @@ func TestNoSnapshot(t *testing.T) {
 	late := n.addNode(5)
 	n.tune = func(i int, cfg *Config) {
 		cfg.Log = nil
-		cfg.StateSync = &StateSync{Trusted: n.nodes[0].Chain, Patience: 100 * time.Millisecond}
+		cfg.StateSync = &StateSync{Trusted: trustedChain{n.nodes[0].Chain}, Discovery: 50 * time.Millisecond, Patience: 100 * time.Millisecond}
 	}
 	n.startHost(late)
 	n.startChain(late)

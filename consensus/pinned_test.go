@@ -13,7 +13,7 @@ import (
 // TestConsensusParameters pins what no genesis document says and every header has the hash
 // of: a CometBFT with other defaults would make another chain of the same document.
 func TestConsensusParameters(t *testing.T) {
-	got := *NewGenesis(mesh.NewNetworkID("test", mesh.Hash{1}), time.Unix(1, 0), nil, time.Hour).ConsensusParams
+	got := *NewGenesis(mesh.NewNetworkID("test", mesh.Hash{1}), time.Unix(1, 0), nil, time.Hour, time.Second).ConsensusParams
 	want := types.ConsensusParams{
 		Block:     types.BlockParams{MaxBytes: got.Block.MaxBytes, MaxGas: -1},
 		Evidence:  types.EvidenceParams{MaxAgeNumBlocks: got.Evidence.MaxAgeNumBlocks, MaxAgeDuration: time.Hour, MaxBytes: 1 << 20},

@@ -88,8 +88,9 @@ func (c *Chain) startParts(p *parts) error {
 		return err
 	}
 	go c.watchMachine(p)
+	p.tasks.Go(func() { c.sweeper(p) })
 	if p.fetch {
-		go c.syncState(p)
+		p.tasks.Go(func() { c.syncState(p) })
 	}
 	return nil
 }

@@ -1,7 +1,6 @@
 package consensus
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -51,7 +50,13 @@ func (a *App) OfferSnapshot(_ context.Context, req *abci.RequestOfferSnapshot) (
 		return answer(abci.ResponseOfferSnapshot_REJECT)
 	case s.Format != state.SnapshotFormat:
 		return answer(abci.ResponseOfferSnapshot_REJECT_FORMAT)
-	case !bytes.Equal(hashOf(s.Metadata), s.Hash):
+	}
+	hash, err := mesh.HashFromBytes(s.Hash)
+	if err == nil {
+		err = state.Snapshot{Height: mesh.Height(s.Height), Format: s.Format, Chunks: s.Chunks, Hash: hash, Metadata: s.Metadata}.Check()
+	}
+	if err != nil {
+		a.cfg.Log.Warn("a snapshot that was offered contradicts itself", "height", s.Height, "err", err)
 		return answer(abci.ResponseOfferSnapshot_REJECT_SENDER)
 	}
 	restore, err := a.cfg.Store.Restore(mesh.Height(s.Height), s.Metadata, mesh.Hash(req.AppHash))
@@ -66,15 +71,11 @@ func (a *App) OfferSnapshot(_ context.Context, req *abci.RequestOfferSnapshot) (
 	return answer(abci.ResponseOfferSnapshot_ACCEPT)
 }
 
-func hashOf(b []byte) []byte {
-	h := mesh.HashOf(b)
-	return h[:]
-}
-
 // ApplySnapshotChunk takes the next chunk of it in.
 func (a *App) ApplySnapshotChunk(_ context.Context, req *abci.RequestApplySnapshotChunk) (*abci.ResponseApplySnapshotChunk, error) {
-	if a.restore == nil {
-		return nil, errors.New("a chunk came and no snapshot was offered")
+	if a.restore == nil { // nothing is lost by that, so consensus goes on
+		a.cfg.Log.Warn("a chunk came and no snapshot is taken in", "chunk", req.Index)
+		return &abci.ResponseApplySnapshotChunk{Result: abci.ResponseApplySnapshotChunk_REJECT_SNAPSHOT}, nil
 	}
 	a.mu.Lock()
 	a.pool = nil // it is of the state before
@@ -98,4 +99,16 @@ func (a *App) ApplySnapshotChunk(_ context.Context, req *abci.RequestApplySnapsh
 		a.restore = nil
 	}
 	return res, nil
+}
+
+// Reset drops a state that consensus knows nothing of: a snapshot was taken in, and the
+// process ended before consensus took it over.
+func (a *App) Reset() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.pool, a.stale, a.restore, a.judged = nil, false, nil, judgement{}
+	if err := a.cfg.Store.Reset(); err != nil {
+		return a.fail("drop a snapshot that was not taken over", err)
+	}
+	return nil
 }

@@ -8,6 +8,7 @@ import (
 
 	abci "github.com/cometbft/cometbft/abci/types"
 
+	"github.com/gonka-mesh/mesh"
 	"github.com/gonka-mesh/mesh/consensus/ledger"
 	"github.com/gonka-mesh/mesh/consensus/state"
 )
@@ -55,8 +56,8 @@ func TestSnapshots(t *testing.T) {
 	}
 
 	to := snapshotApp(t)
-	if _, err := to.ApplySnapshotChunk(ctx, &abci.RequestApplySnapshotChunk{Chunk: chunk.Chunk}); err == nil {
-		t.Error("a chunk that nobody asked for is taken")
+	if res, err := to.ApplySnapshotChunk(ctx, &abci.RequestApplySnapshotChunk{Chunk: chunk.Chunk}); err != nil || res.Result != abci.ResponseApplySnapshotChunk_REJECT_SNAPSHOT {
+		t.Errorf("a chunk that nobody asked for: %v, %v", res, err)
 	}
 	offer := func(hash []byte, change func(s *abci.Snapshot)) abci.ResponseOfferSnapshot_Result {
 		t.Helper()
@@ -70,7 +71,10 @@ func TestSnapshots(t *testing.T) {
 		}
 		return res.Result
 	}
-	resum := func(s *abci.Snapshot) { s.Hash = hashOf(s.Metadata) }
+	resum := func(s *abci.Snapshot) {
+		h := mesh.HashOf(s.Metadata)
+		s.Hash = h[:]
+	}
 	for name, c := range map[string]struct {
 		change func(s *abci.Snapshot)
 		want   abci.ResponseOfferSnapshot_Result
@@ -78,9 +82,11 @@ func TestSnapshots(t *testing.T) {
 		"unknown format":   {func(s *abci.Snapshot) { s.Format = 9 }, abci.ResponseOfferSnapshot_REJECT_FORMAT},
 		"another hash":     {func(s *abci.Snapshot) { s.Hash = make([]byte, 32) }, abci.ResponseOfferSnapshot_REJECT_SENDER},
 		"half a hash":      {func(s *abci.Snapshot) { s.Hash = s.Hash[:16] }, abci.ResponseOfferSnapshot_REJECT_SENDER},
-		"no metadata":      {func(s *abci.Snapshot) { s.Metadata = nil; resum(s) }, abci.ResponseOfferSnapshot_REJECT},
-		"half the hashes":  {func(s *abci.Snapshot) { s.Metadata = s.Metadata[:20]; resum(s) }, abci.ResponseOfferSnapshot_REJECT},
-		"of other heights": {func(s *abci.Snapshot) { s.Height++ }, abci.ResponseOfferSnapshot_REJECT},
+		"no metadata":      {func(s *abci.Snapshot) { s.Metadata = nil; resum(s) }, abci.ResponseOfferSnapshot_REJECT_SENDER},
+		"half the hashes":  {func(s *abci.Snapshot) { s.Metadata = s.Metadata[:20]; resum(s) }, abci.ResponseOfferSnapshot_REJECT_SENDER},
+		"of other heights": {func(s *abci.Snapshot) { s.Height++ }, abci.ResponseOfferSnapshot_REJECT_SENDER},
+		"a chunk more":     {func(s *abci.Snapshot) { s.Chunks++ }, abci.ResponseOfferSnapshot_REJECT_SENDER},
+		"a chunk less":     {func(s *abci.Snapshot) { s.Metadata = append(s.Metadata, make([]byte, 32)...); resum(s) }, abci.ResponseOfferSnapshot_REJECT_SENDER},
 	} {
 		if got := offer(hash[:], c.change); got != c.want {
 			t.Errorf("%s: %s, want %s", name, got, c.want)
@@ -113,5 +119,18 @@ func TestSnapshots(t *testing.T) {
 	info, err := to.Info(ctx, &abci.RequestInfo{})
 	if err != nil || info.LastBlockHeight != 1 || !bytes.Equal(info.LastBlockAppHash, hash[:]) {
 		t.Errorf("after the last chunk: %+v, %v", info, err)
+	}
+	// Consensus never took it over: it is dropped, and taken again.
+	if err := to.Reset(); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := to.Info(ctx, &abci.RequestInfo{}); err != nil || info.LastBlockHeight != 0 || to.cfg.Store.Get([]byte("A001")) != nil {
+		t.Errorf("after a reset: %+v, %v", info, err)
+	}
+	if got := offer(hash[:], nil); got != abci.ResponseOfferSnapshot_ACCEPT {
+		t.Fatal(got)
+	}
+	if res := apply(chunk.Chunk); res.Result != abci.ResponseApplySnapshotChunk_ACCEPT || to.cfg.Store.AppHash() != hash {
+		t.Errorf("again: %+v, %s", res, to.cfg.Store.AppHash())
 	}
 }

@@ -2,6 +2,7 @@ package consensus
 
 import (
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -27,6 +28,25 @@ type Status struct {
 	Txs        int64  // in those blocks
 	Waiting    int    // transactions in the mempool
 	Problem    string // why the node does not vote, in words for its operator
+	Doing      string // what it does to catch up, where that takes long
+}
+
+// doing is what a node that catches up is at.
+type doing struct {
+	mu   sync.Mutex
+	text string // guarded by mu
+}
+
+func (d *doing) say(text string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.text = text
+}
+
+func (d *doing) said() string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.text
 }
 
 // seen is what the blocks of this run told.
@@ -99,6 +119,6 @@ func (c *Chain) Status() (Status, error) {
 			s.Validator, s.Power = true, v.VotingPower
 		}
 	}
-	s.Problem = c.problem.text()
+	s.Problem, s.Doing = c.problem.text(), c.doing.said()
 	return s, nil
 }

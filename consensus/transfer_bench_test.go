@@ -72,7 +72,7 @@ func newMoneyNet(t testing.TB, each int) *moneyNet {
 		t.Fatal(err)
 	}
 	n.stores = make([]*state.Store, 4)
-	n.genesis = NewGenesis(n.network, time.Now().Add(-time.Minute), doc, time.Hour)
+	n.genesis = NewGenesis(n.network, time.Now().Add(-time.Minute), doc, time.Hour, time.Second)
 	n.tune = func(i int, cfg *Config) {
 		if n.stores[i] == nil {
 			if n.stores[i], err = state.Open(state.Config{Dir: t.TempDir(), Log: slog.New(slog.DiscardHandler)}); err != nil {

@@ -33,6 +33,7 @@ type Config struct {
 	Light     bool     `yaml:"light"`     // no serving
 
 	Trust       string   `yaml:"trust"`        // HEIGHT:HASH of a block that is trusted; empty: the genesis
+	SnapshotMB  int64    `yaml:"snapshot-mb"`  // largest snapshot of the ledger that is fetched, in MiB; 0: 65536
 	CometListen string   `yaml:"comet-listen"` // IP:PORT of CometBFT's own transport; empty: blocks go over the mesh
 	CometPeers  []string `yaml:"comet-peers"`  // ID@IP:PORT of others on that transport
 	Passphrase  string   `yaml:"-"`            // of the keys at rest, from MESH_PASSPHRASE
@@ -58,7 +59,8 @@ type Config struct {
 
 	Pace time.Duration `yaml:"pace"` // at least, between two tokens of an answer, for people who watch
 
-	snapshotEvery int64 // of tests: blocks between two snapshots of the ledger; 0: 500
+	snapshotEvery int64         // of tests: blocks between two snapshots of the ledger; 0: 500
+	syncPatience  time.Duration // of tests; 0: syncPatience
 }
 
 // MaxPace is less than the silence after which a host counts as dead.
@@ -139,6 +141,9 @@ func (c *Config) complete() error {
 	setDefault(&c.InterTokenMS, 2000)
 	setDefault(&c.ReceiptsMB, 256)
 	setDefault(&c.DrainSeconds, 10)
+	if c.SnapshotMB < 0 {
+		return errors.New("snapshot-mb may not be negative")
+	}
 	if c.Threads < 1 || c.Slots < 1 || c.Queue < 0 || c.InterTokenMS < 1 || c.MemoryMB < 0 || c.DrainSeconds < 0 {
 		return errors.New("threads, slots, queue, inter-token, memory and drain-seconds may not be negative")
 	}

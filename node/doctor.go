@@ -236,6 +236,8 @@ func checkLedger(l *api.LedgerStatus, now time.Time) api.Check {
 	case l.Error != "":
 		c.State, c.Detail = "fail", l.Error
 		c.Remedy = "mend what it says, and restart the node if it says that the ledger has stopped; the log has more"
+	case l.Doing != "":
+		c.State, c.Detail, c.Remedy = "warn", l.Doing, "wait; if it stays for long, connect more full nodes: mesh peer connect MULTIADDR"
 	case l.CatchingUp:
 		c.State, c.Remedy = "warn", "wait: older blocks are being fetched from the peers"
 	case l.Height == 0:

@@ -162,6 +162,9 @@ const devTrust = 30 * 24 * time.Hour
 // Hash returns the SHA-256 of the document.
 func (g *Genesis) Hash() mesh.Hash { return g.hash }
 
+// trust is for how long validators answer for what they sign.
+func (g *Genesis) trust() time.Duration { return time.Duration(g.TrustSeconds) * time.Second }
+
 // Network returns the network's ID.
 func (g *Genesis) Network() mesh.NetworkID { return mesh.NewNetworkID(g.Name, g.hash) }
 

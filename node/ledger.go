@@ -31,10 +31,21 @@ func (c *Config) snapshots() int64 { return cmp.Or(c.snapshotEvery, snapshotEver
 // syncFrom is how far behind a new node fetches a snapshot instead of all blocks.
 func (c *Config) syncFrom() int64 { return 2 * c.snapshots() }
 
+// syncPatience is for how long a new node goes on in one way, with snapshots or with blocks
+// from the first on, without anything that it can use.
+const syncPatience = 2 * time.Minute
+
+func (c *Config) patience() time.Duration { return cmp.Or(c.syncPatience, syncPatience) }
+
+// beginWait is how long a validator of the genesis waits for a peer with blocks before it
+// takes part in making the first.
+const beginWait = 10 * time.Second
+
 // chain is a node's part in the ledger: a full node computes it, a light one verifies.
 type chain struct {
-	n     *Node
-	light *light.Client // of every node: the light ones' only view, and what a snapshot is checked with
+	n        *Node
+	believed light.Root    // to begin with
+	light    *light.Client // of every node: the light ones' only view, and what a snapshot is checked with
 
 	// Of full nodes.
 	key   *consensus.Key
@@ -44,6 +55,7 @@ type chain struct {
 	mu     sync.Mutex
 	full   *consensus.Chain // nil before it runs; guarded by mu
 	failed error            // why it ended; guarded by mu
+	doing  string           // what it waits for, in words; guarded by mu
 	tasks  sync.WaitGroup
 	cancel context.CancelFunc // set by start
 }
@@ -54,12 +66,12 @@ func (n *Node) buildLedger() (*chain, error) {
 		return nil, nil
 	}
 	c := &chain{n: n}
-	root, err := c.root()
-	if err != nil {
+	var err error
+	if c.believed, err = c.root(); err != nil {
 		return nil, err
 	}
 	c.light, err = light.New(light.Config{
-		Network: n.genesis.Network(), Root: root, Period: time.Duration(n.genesis.TrustSeconds) * time.Second,
+		Network: n.genesis.Network(), Root: c.believed, Period: n.genesis.trust(),
 		Dialer: n.core.Net, Peers: c.fullPeers, Penalise: n.core.Net.Penalise,
 		File: n.home.Path("header"), Fresh: time.Duration(n.genesis.BlockMS) * time.Millisecond, Log: n.log,
 	})
@@ -79,8 +91,8 @@ func (n *Node) buildLedger() (*chain, error) {
 	return c, nil
 }
 
-// root is what a light client believes: a checkpoint of the configuration, or the
-// validators of the genesis.
+// root is what this node believes: a checkpoint of the configuration, or the validators
+// of the genesis.
 func (c *chain) root() (light.Root, error) {
 	if c.n.cfg.Trust == "" {
 		validators, err := consensus.FirstValidators(c.n.genesis.Network(), c.n.genesis.Ledger)
@@ -125,7 +137,7 @@ func (c *chain) start(ctx context.Context) {
 		if err := c.run(ctx); err != nil && ctx.Err() == nil {
 			err = c.remedied(err)
 			c.mu.Lock()
-			c.failed = err
+			c.failed, c.doing = err, ""
 			c.mu.Unlock()
 			c.n.log.Error("the ledger has stopped; this node serves on without it", "err", err)
 		}
@@ -140,17 +152,23 @@ func (c *chain) remedied(err error) error {
 	return &consensus.DamagedError{Home: c.n.home.Path("ledger"), Err: err}
 }
 
-// run follows the ledger until ctx ends or it fails.
+// run follows the ledger until ctx ends or it fails. A new node that gets no snapshot tries
+// the blocks from the first on, where their validators still answer for them, and one that
+// gets no block tries snapshots again: peers come and go, and some lie.
 func (c *chain) run(ctx context.Context) error {
 	g := c.n.genesis
 	app, err := json.Marshal(g.Ledger)
 	if err != nil {
 		return fmt.Errorf("encode the ledger's genesis: %w", err)
 	}
+	every := time.Duration(g.BlockMS) * time.Millisecond
 	cfg := consensus.Config{
-		Home: c.n.home.Path("ledger"), Genesis: consensus.NewGenesis(g.Network(), g.Created, app, time.Duration(g.TrustSeconds)*time.Second),
+		Home: c.n.home.Path("ledger"), Genesis: consensus.NewGenesis(g.Network(), g.Created, app, g.trust(), every),
 		App: c.app, Signer: c.key.Signer(), Net: c.n.core.Net, Open: consensus.Databases(c.store), Log: c.n.log, Metrics: c.n.metrics,
-		Commit: time.Duration(g.BlockMS) * time.Millisecond, Propose: patienceOf(g.BlockMS), Vote: patienceOf(g.BlockMS) / 2,
+		Commit: every, Propose: patienceOf(g.BlockMS), Vote: patienceOf(g.BlockMS) / 2, Period: g.trust(),
+	}
+	if !c.believed.Hash.IsZero() {
+		cfg.Checkpoint = &consensus.Checkpoint{Height: c.believed.Height, Hash: c.believed.Hash}
 	}
 	if c.n.cfg.CometListen != "" {
 		cfg.Transport = consensus.TransportComet
@@ -159,9 +177,25 @@ func (c *chain) run(ctx context.Context) error {
 	if err := c.app.Ready(); err != nil {
 		return err
 	}
-	if c.farBehind(ctx) {
-		cfg.StateSync = &consensus.StateSync{Trusted: c.light}
+	for way := c.farBehind; ; {
+		cfg.StateSync = &consensus.StateSync{Trusted: c.light, Wanted: way, Patience: c.n.cfg.patience(), MaxBytes: c.n.cfg.SnapshotMB << 20}
+		err := c.once(ctx, cfg)
+		switch {
+		case errors.Is(err, consensus.ErrNoSnapshot):
+			if way = c.farBehind; time.Since(g.Created) < g.trust() {
+				way = func(context.Context) (bool, error) { return false, nil }
+			}
+		case errors.Is(err, errNoBlocks):
+			way = c.farBehind
+		default:
+			return err
+		}
+		c.n.log.Warn("the ledger is not here yet; another way is tried", "err", err)
 	}
+}
+
+// once follows the ledger until ctx ends, it fails, or nothing of it can be had.
+func (c *chain) once(ctx context.Context, cfg consensus.Config) error {
 	full, err := consensus.New(cfg)
 	if err != nil {
 		return err
@@ -173,15 +207,22 @@ func (c *chain) run(ctx context.Context) error {
 	c.mu.Lock()
 	c.full = full
 	c.mu.Unlock()
+	c.say("")
 	defer func() {
 		c.mu.Lock()
 		c.full = nil
 		c.mu.Unlock()
 	}()
+	watch, cancel := context.WithCancel(ctx)
+	defer cancel()
+	nothing := make(chan error, 1)
+	c.tasks.Go(func() { nothing <- c.watch(watch, full) })
 	select {
 	case <-ctx.Done():
 		return nil
 	case err := <-c.app.Failed():
+		return err
+	case err := <-nothing:
 		return err
 	case err := <-full.Err():
 		// The application's own words say more than consensus does about it.
@@ -194,34 +235,118 @@ func (c *chain) run(ctx context.Context) error {
 	}
 }
 
+// errNoBlocks ends an attempt to fetch all blocks.
+var errNoBlocks = errors.New("no peer has the first blocks of the ledger any more")
+
+// watch tells of a node that fetches blocks and gets none, though the ledger is verified to
+// be ahead: one that is new has another way, one that was away for long needs a person.
+func (c *chain) watch(ctx context.Context, full *consensus.Chain) error {
+	patience := c.n.cfg.patience()
+	tick := time.NewTicker(min(patience/4, 10*time.Second))
+	defer tick.Stop()
+	last, since := mesh.Height(0), time.Now()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		s, err := full.Status()
+		if err != nil || s.Height > last || s.Doing != "" {
+			c.say("")
+			last, since = s.Height, time.Now()
+			continue
+		}
+		if time.Since(since) < patience {
+			continue
+		}
+		head, err := c.light.Head(ctx)
+		switch {
+		case err != nil || head.Height <= s.Height+mesh.Height(c.n.cfg.syncFrom()):
+		case s.Height == 0:
+			return errNoBlocks
+		default:
+			c.say(fmt.Sprintf("no peer gives block %d, and the ledger is at %d: it may be that nobody keeps that block any more; if this stays, "+
+				"stop the node, move %s/db away and start it: it then fetches a snapshot", s.Height+1, head.Height, c.n.home.Path("ledger")))
+		}
+	}
+}
+
+// say keeps what this node waits for.
+func (c *chain) say(text string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.doing = text
+}
+
+func (c *chain) said() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.doing
+}
+
 // patienceOf is how long a proposal is waited for: every block whose proposer is gone
 // takes as much longer, and rounds that come to nothing wait longer by themselves.
 func patienceOf(blockMS int64) time.Duration {
 	return min(max(time.Duration(blockMS)*time.Millisecond, time.Second), 3*time.Second)
 }
 
-// farBehind reports whether a new node should fetch a snapshot. It gives peers a few
-// seconds to appear; a node of the genesis set that is alone begins the chain.
-func (c *chain) farBehind(ctx context.Context) bool {
-	if c.store.Height() > 0 {
-		return false
+// farBehind reports whether a new node should fetch a snapshot. It waits until a peer shows
+// how far the ledger is: blocks from the first on are fetched only where they are few. A
+// validator of the genesis does not wait for long: it may be that nobody has begun.
+func (c *chain) farBehind(ctx context.Context) (bool, error) {
+	g := c.n.genesis
+	if time.Since(g.Created) < time.Duration(c.n.cfg.syncFrom()*g.BlockMS)*time.Millisecond {
+		return false, nil // so young that all blocks are few
 	}
-	if time.Since(c.n.genesis.Created) < time.Duration(c.n.cfg.syncFrom()*c.n.genesis.BlockMS)*time.Millisecond {
-		return false // so young that all blocks are few
+	first, alone, err := c.ofGenesis()
+	if err != nil || alone {
+		return false, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	for ctx.Err() == nil {
+	if err := c.light.Stale(); err != nil {
+		return false, c.stale(err)
+	}
+	c.say("waiting for a peer that shows how far the ledger is")
+	for begun := time.Now(); ; {
 		head, err := c.light.Head(ctx)
-		if err == nil {
-			return head.Height > mesh.Height(c.n.cfg.syncFrom())
+		switch {
+		case err == nil:
+			return head.Height > mesh.Height(c.n.cfg.syncFrom()), nil
+		case ctx.Err() != nil:
+			return false, ctx.Err()
+		case light.Expired(err):
+			return false, c.stale(err)
+		case first && time.Since(begun) > beginWait:
+			return false, nil
+		}
+		if !errors.Is(err, light.ErrNoPeers) {
+			c.say(fmt.Sprintf("waiting for a peer that shows how far the ledger is: %v", err))
 		}
 		select {
 		case <-ctx.Done():
 		case <-time.After(200 * time.Millisecond):
 		}
 	}
-	return false
+}
+
+// stale says what a new node needs that joins an old network.
+func (c *chain) stale(err error) error {
+	return fmt.Errorf("this node has no block yet, and the first validators, of %s, answer for what they sign for %s only: "+
+		"anyone with their old keys could show it another ledger: %w", c.n.genesis.Created.Format(time.DateOnly), c.n.genesis.trust(), err)
+}
+
+// ofGenesis reports whether this node is one of the first validators, and the only one.
+func (c *chain) ofGenesis() (first, alone bool, err error) {
+	all, err := consensus.FirstValidators(c.n.genesis.Network(), c.n.genesis.Ledger)
+	if err != nil {
+		return false, false, err
+	}
+	key, err := c.key.Signer().GetPubKey()
+	if err != nil {
+		return false, false, fmt.Errorf("read the consensus key: %w", err)
+	}
+	first = all.HasAddress(key.Address())
+	return first, first && all.Size() == 1, nil
 }
 
 // running returns the chain, or why there is none.
@@ -231,6 +356,8 @@ func (c *chain) running() (*consensus.Chain, error) {
 	switch {
 	case c.failed != nil:
 		return nil, fmt.Errorf("the ledger has stopped here: %w", c.failed)
+	case c.full == nil && c.doing != "":
+		return nil, fmt.Errorf("the ledger is still starting here: %s", c.doing)
 	case c.full == nil:
 		return nil, errors.New("the ledger is still starting here")
 	}

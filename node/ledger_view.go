@@ -38,7 +38,10 @@ func (n *Node) LedgerStatus(ctx context.Context) (api.LedgerStatus, error) {
 			s.Error = "one full node is connected: nobody confirms what it says of the newest blocks"
 		}
 	} else if full, err := n.chain.running(); err != nil {
-		s.Height, s.Error = n.chain.store.Height(), err.Error()
+		s.Height, s.Doing = n.chain.store.Height(), n.chain.said()
+		if s.CatchingUp = s.Doing != ""; !s.CatchingUp {
+			s.Error = err.Error()
+		}
 		return s, nil
 	} else {
 		now, err := full.Status()
@@ -47,7 +50,7 @@ func (n *Node) LedgerStatus(ctx context.Context) (api.LedgerStatus, error) {
 		}
 		s = api.LedgerStatus{Height: now.Height, BlockTime: now.Time, AppHash: hex.EncodeToString(now.AppHash), CatchingUp: now.CatchingUp,
 			Validator: now.Validator, Power: share(uint64(now.Power), uint64(now.Total)), Peers: now.Peers, Waiting: now.Waiting,
-			Validators: now.Validators, Error: now.Problem}
+			Validators: now.Validators, Error: now.Problem, Doing: cmp.Or(now.Doing, n.chain.said())}
 		if s.Height == 0 {
 			return s, nil
 		}

@@ -2,24 +2,22 @@ package node
 
 import (
 	"context"
-	"crypto/ed25519"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
 	"github.com/gonka-mesh/mesh"
-	"github.com/gonka-mesh/mesh/consensus"
-	"github.com/gonka-mesh/mesh/internal/keyfile"
 	"github.com/gonka-mesh/mesh/node/api"
 )
 
 // syncNet is a network of one validator in this process.
 type syncNet struct {
-	t       *testing.T
-	genesis string
-	every   int64 // blocks between snapshots
+	t        *testing.T
+	genesis  string
+	every    int64         // blocks between snapshots
+	patience time.Duration // with one way of joining
+	trust    string        // HEIGHT:HASH
 }
 
 // run starts a node and returns how to stop it. blockMS is how fast it makes blocks.
@@ -27,7 +25,7 @@ func (s *syncNet) run(home string, blockMS int64, bootstrap ...string) (n *Node,
 	s.t.Helper()
 	log := slog.New(slog.NewTextHandler(s.t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
 	n, err := New(Config{Home: home, Network: s.genesis, Listen: "127.0.0.1:0", API: "127.0.0.1:0", Bootstrap: bootstrap,
-		Threads: 1, NoMDNS: true, NoPortMap: true, snapshotEvery: s.every}, log)
+		Threads: 1, NoMDNS: true, NoPortMap: true, snapshotEvery: s.every, syncPatience: s.patience, Trust: s.trust}, log)
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -76,28 +74,10 @@ func (s *syncNet) reach(n *Node, h mesh.Height) {
 // TestJoinBySnapshot: a new node joins a chain that is long by fetching a snapshot and the
 // few blocks since, and not all blocks. MESH_LONG makes the chain 10,000 blocks long.
 func TestJoinBySnapshot(t *testing.T) {
-	blocks, s := mesh.Height(100), &syncNet{t: t, every: 20}
+	blocks := mesh.Height(100)
+	s, home := newSyncNet(t, 24*time.Hour)
 	if os.Getenv("MESH_LONG") != "" {
 		blocks, s.every = 10_000, 0
-	}
-	home := t.TempDir()
-	account, err := keyfile.LoadOrCreate(filepath.Join(home, "node.key"), "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	key, err := consensus.LoadKey(home, "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	self := mesh.AddressOf(account.Public().(ed25519.PublicKey))
-	doc, err := NewDevGenesis(time.Now().Add(-24*time.Hour), DevNetwork{
-		Hosts: []DevHost{{Address: self, Key: key}}, Client: mesh.Address{9}, EpochBlocks: 60, Block: 250 * time.Millisecond})
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.genesis = filepath.Join(t.TempDir(), "genesis.json")
-	if err := os.WriteFile(s.genesis, doc, 0o600); err != nil {
-		t.Fatal(err)
 	}
 
 	fast, _, stop := s.run(home, 5)

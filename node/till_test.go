@@ -446,6 +446,7 @@ func TestDoctorOfLedger(t *testing.T) {
 		{"nobody decides", api.LedgerStatus{Height: 9, BlockTime: now.Add(-time.Hour)}, "warn"},
 		{"not begun", api.LedgerStatus{BlockTime: now}, "warn"},
 		{"behind", api.LedgerStatus{Height: 9, BlockTime: now.Add(-time.Hour), CatchingUp: true}, "warn"},
+		{"joins", api.LedgerStatus{Doing: "asking peers for a snapshot of the ledger", CatchingUp: true}, "warn"},
 		{"the clock is off", api.LedgerStatus{Height: 9, BlockTime: now, Error: "the clock of this machine is off"}, "fail"},
 		{"light, one peer", api.LedgerStatus{Height: 9, BlockTime: now, Light: true, Error: "one full node is connected"}, "warn"},
 	} {

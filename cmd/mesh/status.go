@@ -89,6 +89,8 @@ func ledgerLine(l *api.LedgerStatus) string {
 	switch {
 	case l.Light:
 		line += ", verified by headers and proofs"
+	case l.Doing != "":
+		line += ", " + l.Doing
 	case l.CatchingUp:
 		line += ", catching up"
 	case l.Validator:

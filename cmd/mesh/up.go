@@ -70,6 +70,7 @@ func upCommand(g *globals) *cobra.Command {
 	f.IntVar(&cfg.InterTokenMS, "inter-token", 0, "a host silent for so many ms counts as dead (default 2000)")
 	f.Int64Var(&cfg.ReceiptsMB, "receipts", 0, "space for receipts in MiB (default 256)")
 	f.Int64Var(&cfg.PackedMB, "packed-cache", 0, "MiB of packed weights to keep of each model for the next start (default as many as it has, -1 none)")
+	f.Int64Var(&cfg.SnapshotMB, "snapshot-mb", 0, "MiB of the largest snapshot of the ledger to fetch (default 65536)")
 	f.IntVar(&cfg.DrainSeconds, "drain-seconds", 0, "time for running answers at shutdown (default 10)")
 	f.DurationVar(&cfg.Pace, "pace", 0, "least time between two tokens of an answer, for people who watch, like 100ms (at most 1s)")
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
@@ -114,6 +115,7 @@ func mergeConfig(flags *pflag.FlagSet, g *globals, typed node.Config) (node.Conf
 		"inter-token":   func() { cfg.InterTokenMS = typed.InterTokenMS },
 		"receipts":      func() { cfg.ReceiptsMB = typed.ReceiptsMB },
 		"packed-cache":  func() { cfg.PackedMB = typed.PackedMB },
+		"snapshot-mb":   func() { cfg.SnapshotMB = typed.SnapshotMB },
 		"drain-seconds": func() { cfg.DrainSeconds = typed.DrainSeconds },
 		"pace":          func() { cfg.Pace = typed.Pace },
 	} {

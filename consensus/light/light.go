@@ -138,13 +138,26 @@ func New(cfg Config) (*Client, error) {
 	}
 	c := &Client{cfg: cfg, store: s, patience: max(showTimeout, 10*cfg.Fresh), bench: bench{until: make(map[mesh.Address]time.Time)}}
 	// A checkpoint that the user gives now counts more than what an earlier run kept.
-	if b := s.newest(); b != nil && !cfg.Root.Hash.IsZero() {
-		if height := int64(cfg.Root.Height); b.Height < height || b.Height == height && string(b.Hash()) != string(cfg.Root.Hash[:]) {
-			s.clear()
-		}
+	if !cfg.Root.Hash.IsZero() {
+		s.begin(cfg.Root.Hash)
 	}
 	return c, nil
 }
+
+// Stale returns why this client can verify nothing: neither what it kept nor its root is so
+// young that the validators still answer for what they sign. nil: it can.
+func (c *Client) Stale() error {
+	if b := c.store.newest(); b != nil && !c.expired(b) || !c.cfg.Root.Hash.IsZero() {
+		return nil
+	}
+	if end := c.cfg.Root.Time.Add(c.cfg.Period); !end.After(c.cfg.now()) {
+		return explain(cmtlight.ErrOldHeaderExpired{At: end, Now: c.cfg.now()})
+	}
+	return nil
+}
+
+// Expired reports whether an error says that what a client trusts is too old.
+func Expired(err error) bool { return errors.As(err, new(cmtlight.ErrOldHeaderExpired)) }
 
 // Head is a verified header.
 type Head struct {

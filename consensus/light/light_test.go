@@ -87,19 +87,82 @@ func TestRestart(t *testing.T) {
 	if other.store.newest() != nil {
 		t.Error("a header of another network is believed")
 	}
-	// A checkpoint of the user counts more than an older file, or another header.
-	for height, believed := range map[int64]bool{55: true, 70: true, 71: false} {
+	w.fined()
+}
+
+// TestCheckpointOverFile: what is kept counts with the checkpoint that it was verified from,
+// and without any. With another one it may be of another fork, however high it is.
+func TestCheckpointOverFile(t *testing.T) {
+	fork := smallChain()
+	fork.name = "fork"
+	forged := newWorld(t, fork, 2, 80)
+	file := filepath.Join(t.TempDir(), "header")
+	keep := func(cfg *Config) { cfg.File = file }
+	forged.head(forged.client(keep), 80)
+
+	w := newWorld(t, smallChain(), 2, 80)
+	from := func(height int64) func(*Config) {
 		root := Root{Height: mesh.Height(height)}
 		copy(root.Hash[:], w.chain.block(height).Hash())
-		if c := w.client(keep, func(cfg *Config) { cfg.Root = root }); (c.store.newest() != nil) != believed {
-			t.Errorf("checkpoint %d: the file is believed: %v", height, !believed)
+		return func(cfg *Config) { cfg.Root = root }
+	}
+	c := w.client(keep, from(40))
+	if c.store.newest() != nil {
+		t.Fatal("a header of a fork is believed beside the checkpoint that it does not follow from")
+	}
+	if h := w.head(c, 80); string(h.Hash[:]) != string(w.chain.block(80).Hash()) {
+		t.Errorf("from the checkpoint: header %s", h.Hash)
+	}
+	for name, tune := range map[string]func(*Config){"the same checkpoint": from(40), "none": func(*Config) {}} {
+		if b := w.client(keep, tune).store.newest(); b == nil || b.Height != 80 {
+			t.Errorf("%s: the file is not believed", name)
 		}
 	}
-	root := Root{Height: 70, Hash: mesh.Hash{1}}
-	if c := w.client(keep, func(cfg *Config) { cfg.Root = root }); c.store.newest() != nil {
-		t.Error("a file that contradicts the checkpoint is believed")
+	for _, height := range []int64{20, 60, 80} {
+		if w.client(keep, from(height)).store.newest() != nil {
+			t.Errorf("checkpoint %d: a file that follows from another one is believed", height)
+		}
+	}
+	// A file of an earlier version does not say what it follows from.
+	raw, err := EncodeBlock(fork.block(80))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, raw, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if w.client(keep).store.newest() == nil {
+		t.Error("a file of an earlier version is not believed")
+	}
+	if w.client(keep, from(40)).store.newest() != nil {
+		t.Error("a file of an earlier version is believed beside a checkpoint")
 	}
 	w.fined()
+}
+
+// TestStale: a client knows by itself, without peers, when there is nothing it can verify with.
+func TestStale(t *testing.T) {
+	w := newWorld(t, smallChain(), 2, 30)
+	file := filepath.Join(t.TempDir(), "header")
+	if err := w.client().Stale(); err != nil {
+		t.Error(err)
+	}
+	w.head(w.client(func(cfg *Config) { cfg.File = file }), 30)
+	w.now.Store(testStart.Add(testPeriod + time.Second).UnixNano())
+	err := w.client().Stale()
+	if !Expired(err) || !strings.Contains(err.Error(), "--trust HEIGHT:HASH") {
+		t.Errorf("the genesis is too old: %v", err)
+	}
+	if err := w.client(func(cfg *Config) { cfg.File = file }).Stale(); err != nil {
+		t.Errorf("what is kept is young: %v", err)
+	}
+	if err := w.client(func(cfg *Config) { cfg.Root = Root{Height: 9, Hash: mesh.Hash{1}} }).Stale(); err != nil {
+		t.Errorf("with a checkpoint: %v", err)
+	}
+	w.at(30 + int64(testPeriod/blockTime) + 1)
+	if err := w.client(func(cfg *Config) { cfg.File = file }).Stale(); !Expired(err) {
+		t.Errorf("what is kept is too old: %v", err)
+	}
 }
 
 func TestCheckpoint(t *testing.T) {
@@ -175,11 +238,11 @@ func TestSlowPeers(t *testing.T) {
 		t.Errorf("node %d is asked first", p[1])
 	}
 	before = time.Now()
-	if _, err := c.Params(t.Context(), 30); err != nil {
+	if _, err := c.LightBlock(t.Context(), 20); err != nil {
 		t.Fatal(err)
 	}
 	if took := time.Since(before); took > askTimeout*8/10 {
-		t.Errorf("%s for parameters", took)
+		t.Errorf("%s for an older header", took)
 	}
 	w.fined()
 }
@@ -266,9 +329,6 @@ func TestLightBlock(t *testing.T) {
 		b, err := c.LightBlock(t.Context(), mesh.Height(h))
 		if err != nil || string(b.Hash()) != string(chain.block(h).Hash()) {
 			t.Fatalf("block %d: %v", h, err)
-		}
-		if _, err := c.Params(t.Context(), mesh.Height(h)); err != nil {
-			t.Errorf("parameters of block %d: %v", h, err)
 		}
 	}
 	for _, h := range []mesh.Height{0, 71} {

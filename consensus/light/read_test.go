@@ -194,30 +194,3 @@ func TestPages(t *testing.T) {
 		t.Errorf("%d keys, %v", len(keys), err)
 	}
 }
-
-func TestFalseParams(t *testing.T) {
-	other := testParams()
-	other.Block.MaxBytes++
-	pb := other.ToProto()
-	raw, err := pb.Marshal()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, raw := range [][]byte{raw, nil, []byte("params")} {
-		w := newWorld(t, smallChain(), 2, 12)
-		w.nodes[0].answer = func(a *lightpb.Ask) *lightpb.Answer {
-			if _, ok := a.GetWant().(*lightpb.Ask_Params); !ok {
-				return nil
-			}
-			return &lightpb.Answer{Got: &lightpb.Answer_Params{Params: raw}}
-		}
-		c := w.client()
-		w.head(c, 12)
-		params, err := c.Params(t.Context(), 12)
-		want := testParams()
-		if err != nil || string(params.Hash()) != string(want.Hash()) {
-			t.Errorf("parameters %v, %v", params, err)
-		}
-		w.fined(0)
-	}
-}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/cometbft/cometbft/types"
 
+	"github.com/gonka-mesh/mesh"
 	"github.com/gonka-mesh/mesh/internal/atomicfile"
 )
 
@@ -21,6 +22,7 @@ type store struct {
 	mu     sync.Mutex
 	blocks []*types.LightBlock // ascending by height; guarded by mu
 	kept   int64               // height in the file; guarded by mu
+	from   mesh.Hash           // the checkpoint that they were verified from, zero for the genesis or an unknown one; guarded by mu
 }
 
 const (
@@ -50,14 +52,31 @@ func openStore(file, chain string) (*store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the verified header: %w", err)
 	}
-	if b := decodeKept(raw, chain); b != nil {
-		s.blocks, s.kept = []*types.LightBlock{b}, b.Height
+	if b, from := decodeKept(raw, chain); b != nil {
+		s.blocks, s.kept, s.from = []*types.LightBlock{b}, b.Height, from
 	}
 	return s, nil
 }
 
+// keptWithRoot is the first byte of a file that has the hash of the checkpoint behind it, and
+// then the block. Older ones are the block alone, which never begins so.
+const keptWithRoot = 1
+
+func encodeKept(b *types.LightBlock, from mesh.Hash) ([]byte, error) {
+	raw, err := EncodeBlock(b)
+	return append(append([]byte{keptWithRoot}, from[:]...), raw...), err
+}
+
 // decodeKept reads the file's bytes; nil when they are damaged or of another network.
-func decodeKept(raw []byte, chain string) *types.LightBlock {
+func decodeKept(raw []byte, chain string) (*types.LightBlock, mesh.Hash) {
+	var from mesh.Hash
+	if len(raw) > len(from) && raw[0] == keptWithRoot {
+		raw = raw[1+copy(from[:], raw[1:]):]
+	}
+	return decodeBlockOf(raw, chain), from
+}
+
+func decodeBlockOf(raw []byte, chain string) *types.LightBlock {
 	b, err := DecodeBlock(raw)
 	if err != nil || b.ValidateBasic(chain) != nil || b.ValidatorSet.VerifyCommitLight(chain, b.Commit.BlockID, b.Height, b.Commit) != nil {
 		return nil
@@ -73,7 +92,7 @@ func (s *store) keep() error {
 	if s.file == "" || b == nil || b.Height == s.kept {
 		return nil
 	}
-	raw, err := EncodeBlock(b)
+	raw, err := encodeKept(b, s.from)
 	if err != nil {
 		return err
 	}
@@ -88,6 +107,16 @@ func (s *store) clear() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.blocks, s.kept = nil, 0
+}
+
+// begin makes the store one of blocks that follow from a checkpoint. Those that follow from
+// another one, or from none, go: they may be of another fork.
+func (s *store) begin(from mesh.Hash) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.from != from {
+		s.blocks, s.kept, s.from = nil, 0, from
+	}
 }
 
 // find returns where a height is or belongs. mu is held.

@@ -2,19 +2,21 @@ package light
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"time"
 
 	cmtlight "github.com/cometbft/cometbft/light"
-	cmtproto "github.com/cometbft/cometbft/proto/tendermint/types"
 	"github.com/cometbft/cometbft/types"
 
 	"github.com/gonka-mesh/mesh"
-	"github.com/gonka-mesh/mesh/consensus/light/lightpb"
 )
 
-// maxBack is how many headers are followed back one by one.
-const maxBack = 1000
+const (
+	// maxBack is how many headers are followed back one by one.
+	maxBack = 1000
+	// backPace is between two of them, so that a peer does not take it for an attack.
+	backPace = 25 * time.Millisecond
+)
 
 // LightBlock returns a verified header with its signatures and validators: what state
 // sync trusts. ErrNoBlock says that peers do not have it, or not yet.
@@ -72,7 +74,14 @@ func (c *Client) LightBlock(ctx context.Context, height mesh.Height) (*types.Lig
 
 // back follows the hashes of parents from a trusted header.
 func (c *Client) back(ctx context.Context, peer mesh.Address, b *types.LightBlock, height int64) (*types.LightBlock, error) {
-	for b.Height > height {
+	for steps := 0; b.Height > height; steps++ {
+		if steps > 100 {
+			select {
+			case <-time.After(backPace):
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			}
+		}
 		parent, err := c.block(ctx, peer, b.Height-1)
 		if err != nil {
 			return nil, err
@@ -82,40 +91,9 @@ func (c *Client) back(ctx context.Context, peer mesh.Address, b *types.LightBloc
 		}
 		b = parent
 	}
-	return b, c.signed(b)
-}
-
-// Params returns the consensus parameters that hold for a block; its header has their
-// hash.
-func (c *Client) Params(ctx context.Context, height mesh.Height) (types.ConsensusParams, error) {
-	b, err := c.LightBlock(ctx, height)
-	if err != nil {
-		return types.ConsensusParams{}, err
+	if err := c.signed(b); err != nil {
+		return nil, err
 	}
-	return first(ctx, c, c.peers(), func(ctx context.Context, peer mesh.Address) (types.ConsensusParams, error) {
-		answer, err := c.ask(ctx, peer, &lightpb.Ask{Want: &lightpb.Ask_Params{Params: uint64(height)}})
-		if err != nil {
-			return types.ConsensusParams{}, err
-		}
-		params, err := decodeParams(answer.GetParams())
-		if err == nil && string(params.Hash()) != string(b.ConsensusHash) {
-			err = errors.New("they are not those of the header")
-		}
-		if err != nil {
-			return params, &lie{fmt.Errorf("false consensus parameters: %w", err)}
-		}
-		return params, nil
-	})
-}
-
-func decodeParams(raw []byte) (types.ConsensusParams, error) {
-	pb := new(cmtproto.ConsensusParams)
-	if err := pb.Unmarshal(raw); err != nil {
-		return types.ConsensusParams{}, err
-	}
-	if pb.Block == nil || pb.Evidence == nil || pb.Validator == nil || pb.Version == nil || pb.Abci == nil {
-		return types.ConsensusParams{}, errors.New("a part is missing")
-	}
-	params := types.ConsensusParamsFromProto(*pb)
-	return params, params.ValidateBasic()
+	c.store.save(b)
+	return b, nil
 }

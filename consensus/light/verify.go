@@ -45,6 +45,7 @@ func (c *Client) anchor(ctx context.Context, peers []mesh.Address) (*types.Light
 			return b, nil
 		}
 		c.store.clear()
+		c.store.begin(c.cfg.Root.Hash)
 	}
 	return c.root(ctx, peers)
 }

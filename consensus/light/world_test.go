@@ -199,14 +199,6 @@ func (n *fullNode) honest(ask *lightpb.Ask) *lightpb.Answer {
 			return len(out.Keys) < int(want.Keys.GetLimit())
 		})
 		return &lightpb.Answer{Got: &lightpb.Answer_Keys{Keys: out}}
-	case *lightpb.Ask_Params:
-		params := testParams()
-		pb := params.ToProto()
-		raw, err := pb.Marshal()
-		if err != nil {
-			panic(err)
-		}
-		return &lightpb.Answer{Got: &lightpb.Answer_Params{Params: raw}}
 	case *lightpb.Ask_Evidence:
 		pb := new(cmtproto.Evidence)
 		if err := pb.Unmarshal(want.Evidence); err != nil {

@@ -43,6 +43,24 @@ func newSnapshot(height mesh.Height, chunks []mesh.Hash) Snapshot {
 	return Snapshot{Height: height, Format: SnapshotFormat, Chunks: uint32(len(chunks)), Hash: mesh.HashOf(meta), Metadata: meta}
 }
 
+// Check reports why what a peer says of a snapshot does not belong together.
+func (s Snapshot) Check() error {
+	height, chunks, err := decodeMetadata(s.Metadata)
+	switch {
+	case err != nil:
+		return err
+	case s.Format != SnapshotFormat:
+		return fmt.Errorf("snapshot format %d is not known", s.Format)
+	case s.Hash != mesh.HashOf(s.Metadata):
+		return errors.New("snapshot has another hash than its metadata")
+	case s.Height != height:
+		return fmt.Errorf("snapshot of height %d has the metadata of height %d", s.Height, height)
+	case uint64(s.Chunks) != uint64(len(chunks)):
+		return fmt.Errorf("snapshot of %d chunks has the metadata of %d", s.Chunks, len(chunks))
+	}
+	return nil
+}
+
 // decodeMetadata is the inverse of newSnapshot.
 func decodeMetadata(meta []byte) (mesh.Height, []mesh.Hash, error) {
 	n := (len(meta) - 8) / len(mesh.Hash{})

@@ -60,6 +60,24 @@ func (s *Store) Restore(height mesh.Height, metadata []byte, appHash mesh.Hash) 
 	return s.restore, nil
 }
 
+// Reset empties the state, as if there had been no block: for what a snapshot left that
+// whoever keeps the blocks never took over. One that is being taken in is dropped.
+func (s *Store) Reset() error {
+	if !s.calls.enter() {
+		return ErrClosed
+	}
+	defer s.calls.leave()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.restore != nil {
+		s.restore.ended, s.restore = true, nil
+	}
+	if err := errors.Join(s.dropStaged(), s.wipe(func(*pebble.Batch) error { return nil })); err != nil {
+		return fmt.Errorf("empty the ledger's state: %w", err)
+	}
+	return nil
+}
+
 // wipe empties the state, and adds what more is to be written.
 func (s *Store) wipe(more func(b *pebble.Batch) error) error {
 	err := s.cache.change(nil, func() error {

@@ -22,6 +22,7 @@ type LedgerStatus struct {
 	EpochNext  mesh.Height `json:"epoch_next"` // first height of the next epoch
 	Light      bool        `json:"light"`      // verified by headers and proofs, not computed here
 	CatchingUp bool        `json:"catching_up"`
+	Doing      string      `json:"doing,omitempty"` // what it does to catch up, or waits for
 	Validators int         `json:"validators"`
 	Validator  bool        `json:"validator"` // this node is one
 	Power      float64     `json:"power"`     // its share of the voting power, 0 to 1
