@@ -74,6 +74,12 @@ func checkHome(home string) api.Check {
 	case unix.Access(home, unix.W_OK) != nil:
 		c.State, c.Detail, c.Remedy = "fail", home+" cannot be written", "give your user the folder, or choose another with --home"
 	}
+	if c.State == "fail" || info == nil {
+		return c
+	}
+	if _, err := isHome(home); err != nil {
+		c.State, c.Detail, c.Remedy = "fail", err.Error(), "mesh up --home DIR takes an empty or a new folder"
+	}
 	return c
 }
 

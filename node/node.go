@@ -90,7 +90,7 @@ func (n *Node) build() (err error) {
 	if n.key, err = keyfile.LoadOrCreate(n.home.Path("node.key"), n.cfg.Passphrase); err != nil {
 		return err
 	}
-	if n.token, err = n.home.Token(); err != nil {
+	if n.token, err = n.home.NewToken(); err != nil {
 		return err
 	}
 	if n.models, err = openCatalogue(n.home, n.cfg.memory(), n.log); err != nil {

@@ -127,9 +127,12 @@ func (g *globals) complete() error {
 
 // client returns a client of the running node: the one at --api, else the one that
 // runs in the home folder. Who names no home means any node at the usual address, too.
-// The token is read where it can be: reads need none.
+//
+// What opens the node, its token and the key in its configuration, goes to the address
+// that the node of this home left, or where --home and --api were both typed. Another
+// program, of another user even, may listen at the usual address while the node is down.
 func (g *globals) client() (*api.Client, error) {
-	named := g.home != "" || os.Getenv("MESH_HOME") != ""
+	named, both := g.home != "" || os.Getenv("MESH_HOME") != "", g.home != "" && g.api != ""
 	if err := g.complete(); err != nil {
 		return nil, err
 	}
@@ -141,16 +144,20 @@ func (g *globals) client() (*api.Client, error) {
 	if err := node.ReadConfig(node.ConfigPath(home), &cfg); err != nil {
 		return nil, err
 	}
-	base, key := cmp.Or(g.api, node.RunningAPI(home)), cmp.Or(g.apiKey, cfg.APIKey)
+	running := node.RunningAPI(home)
+	base := cmp.Or(g.api, running)
 	if base == "" && !named {
 		base = cmp.Or(cfg.API, node.DefaultAPI)
 	}
 	if base != "" && !strings.Contains(base, "://") {
 		base = "http://" + base
 	}
-	token, _ := os.ReadFile(filepath.Join(home, "api.token"))
 	base = strings.TrimSuffix(strings.TrimRight(base, "/"), "/v1") // that is what programs are given
-	return &api.Client{Base: base, Home: home, Key: key, Token: strings.TrimSpace(string(token))}, nil
+	c := &api.Client{Base: base, Home: home, Key: g.apiKey}
+	if base != "" && base == running || both {
+		c.Token, c.Key = node.ReadToken(home), cmp.Or(g.apiKey, cfg.APIKey)
+	}
+	return c, nil
 }
 
 // noun makes a command that only groups its verbs.

@@ -23,9 +23,22 @@ type Client struct {
 	Base  string // http://ADDR:PORT; empty: no node runs in Home
 	Home  string // the folder in which a node was looked for
 	Key   string // API key, if the node has one
-	Token string // content of api.token in the node's home, for control calls
+	Token string // content of api.token in the node's home, for control and wallet calls
 	HTTP  *http.Client
 }
+
+// followNone asks one place, the one that was named: a redirect would take token and key
+// elsewhere.
+var followNone = &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+
+// Error is a refusal of a node.
+type Error struct {
+	Status  int
+	Code    string
+	Message string
+}
+
+func (e *Error) Error() string { return e.Message }
 
 // NotRunningError says that nobody answers at the address, or that no node runs in
 // the home folder.
@@ -134,7 +147,7 @@ func (c *Client) Do(ctx context.Context, method, path string, body any) (*http.R
 	}
 	client := c.HTTP
 	if client == nil {
-		client = http.DefaultClient
+		client = followNone
 	}
 	resp, err := client.Do(req)
 	var dial *net.OpError
@@ -149,7 +162,10 @@ func (c *Client) Do(ctx context.Context, method, path string, body any) (*http.R
 		var doc errorDocument
 		b, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<16))
 		if json.Unmarshal(b, &doc) == nil && doc.Error.Message != "" {
-			return nil, errors.New(doc.Error.Message)
+			if doc.Error.Code == codeToken && c.Token == "" {
+				return nil, fmt.Errorf("the node at %s wants the token of its home folder for this, and it is none that runs in %s; name its folder with --home", c.Base, cmp.Or(c.Home, "a folder that was named"))
+			}
+			return nil, &Error{resp.StatusCode, doc.Error.Code, doc.Error.Message}
 		}
 		return nil, fmt.Errorf("what answers at %s is no mesh node (%s); name one with --api", c.Base, strings.ToLower(resp.Status))
 	}

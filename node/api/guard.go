@@ -40,11 +40,14 @@ func (g Guard) Wrap(next http.Handler) http.Handler {
 	})
 }
 
+// codeToken is the code of a refusal for want of the token.
+const codeToken = "token_needed"
+
 // Control lets only callers with the token of the home folder through.
 func (g Guard) Control(next http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		if !g.hasToken(r) {
-			refuse(w, http.StatusUnauthorized, "token_needed", "control calls need the token in the file api.token of the node's home folder, in the header Mesh-Token")
+			refuse(w, http.StatusUnauthorized, codeToken, "control and wallet calls need the token in the file api.token of the node's home folder, in the header Mesh-Token")
 			return
 		}
 		next(w, r)
