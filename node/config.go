@@ -15,6 +15,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/gonka-mesh/mesh"
+	"github.com/gonka-mesh/mesh/node/api"
 )
 
 // Config describes a node. The zero value of a field is its default. It is filled
@@ -102,7 +103,7 @@ func (c *Config) complete() error {
 	if err != nil {
 		return fmt.Errorf("--api %q: want ADDR:PORT", c.API)
 	}
-	if c.APIKey == "" && !loopback(host) {
+	if c.APIKey == "" && !api.Loopback(host) {
 		return fmt.Errorf("--api %s is reachable by others: give a key with --api-key or MESH_API_KEY, or use %s", c.API, DefaultAPI)
 	}
 	if c.Listen != "" {
@@ -161,12 +162,4 @@ func setDefault[T comparable](v *T, d T) {
 	if *v == zero {
 		*v = d
 	}
-}
-
-func loopback(host string) bool {
-	if host == "localhost" {
-		return true
-	}
-	ip, err := netip.ParseAddr(host)
-	return err == nil && ip.IsLoopback()
 }

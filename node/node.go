@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -221,13 +222,15 @@ func (n *Node) Run(ctx context.Context, ready func(api.Ready)) error {
 		return fmt.Errorf("open the API at %s: %w; another node may run here: see `mesh status`, or choose another --api", n.cfg.API, plainly.Said(err))
 	}
 	n.apiURL = "http://" + listener.Addr().String()
-	server := &http.Server{Handler: n.handler(), ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(n.log.Handler(), slog.LevelDebug)}
-	if err := errors.Join(n.start(ctx), n.home.leaveAPI(n.apiURL)); err != nil {
-		listener.Close()
-		return err
-	}
+	var started atomic.Bool // until then the API says what it waits for: models may take minutes
+	server := n.server(n.handler(&started))
 	failed := make(chan error, 1)
 	go func() { failed <- server.Serve(listener) }()
+	if err := errors.Join(n.home.leaveAPI(n.apiURL), n.start(ctx)); err != nil {
+		server.Close()
+		return err
+	}
+	started.Store(true)
 	n.log.Info("ready", "peer", n.core.Net.Address().String(), "network", string(n.genesis.Network()), "api", n.apiURL)
 	done := make(chan struct{})
 	go func() {
@@ -311,14 +314,24 @@ var (
 	blobLimits     = p2p.Limits{PerPeer: 8, Total: 128, MaxMessage: 64 << 10, Rate: 20, Burst: 40}
 )
 
+// idleAPI is how long the API keeps a connection on which nothing is asked: strangers may
+// hold some where it is public.
+const idleAPI = 2 * time.Minute
+
+func (n *Node) server(handler http.Handler) *http.Server {
+	return &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: idleAPI,
+		ErrorLog: slog.NewLogLogger(n.log.Handler(), slog.LevelDebug)}
+}
+
 // handler is everything that the API answers.
-func (n *Node) handler() http.Handler {
+func (n *Node) handler(started *atomic.Bool) http.Handler {
 	guard := api.Guard{Key: n.cfg.APIKey, Token: n.token, Loopback: loopbackAddr(n.cfg.API)}
 	mux := http.NewServeMux()
 	mux.Handle("/v1/", openai.New(openai.Config{Backend: n.core.Router, Identity: n.identity, Log: n.log}))
 	mux.Handle("/mesh/v1/", api.Handler(n, n, n, guard))
 	mux.Handle("GET /metrics", promhttp.HandlerFor(n.metrics, promhttp.HandlerOpts{}))
-	return guard.Wrap(mux)
+	mux.Handle("/", api.Nothing)
+	return guard.Wrap(api.Starting(started, mux))
 }
 
 func (n *Node) identity() openai.Identity {
@@ -327,7 +340,7 @@ func (n *Node) identity() openai.Identity {
 
 func loopbackAddr(addr string) bool {
 	h, _, err := net.SplitHostPort(addr)
-	return err == nil && loopback(h)
+	return err == nil && api.Loopback(h)
 }
 
 // stop ends serving: no new work, time for running answers, then goodbye.

@@ -31,6 +31,7 @@ func (n *Node) Status() api.Status {
 		Network: n.genesis.Network(), Genesis: n.genesis.Hash(), Epoch: n.epoch(), Owner: owner,
 		Home: n.home.Dir, API: n.apiURL, PID: os.Getpid(), Started: n.started, UptimeS: int64(time.Since(n.started).Seconds()),
 		Addrs: n.core.Net.Addrs(), Peers: len(n.core.Net.Peers()), Reachability: reachabilityOf(n.core.Net.Reachability(), n.cfg.NoPortMap),
+		PricePrompt: n.prices().Prompt, PriceOutput: n.prices().Output,
 		Engines: []api.Engine{}, MemoryBytes: residentMemory(), KVLimitBytes: n.cfg.memory(),
 	}
 	_, open := n.models.list()

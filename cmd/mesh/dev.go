@@ -339,6 +339,7 @@ func (d *devNet) print(r api.Ready) {
 	_ = table(d.stdout, []string{"HOST", "PEER", "PID", "API"}, rows)
 	fmt.Fprintf(d.stdout, "\nAPI   %s/v1 (a light node: every answer crosses the mesh)\n", r.API)
 	fmt.Fprintf(d.stdout, "try   mesh chat \"What is Mesh?\"%s\n", apiFlag(r.API))
+	fmt.Fprintf(d.stdout, "try   mesh wallet show --home %s\n", d.home)
 	fmt.Fprintf(d.stdout, "try   kill -9 a host's PID while it speaks: the answer goes on\n")
 	fmt.Fprintf(d.stdout, "stop  Ctrl-C\n")
 }

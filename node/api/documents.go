@@ -30,6 +30,8 @@ type Status struct {
 	Reachability Reachability   `json:"reachability"`
 	Engines      []Engine       `json:"engines"`
 	Served       Served         `json:"served"`
+	PricePrompt  mesh.Amount    `json:"price_prompt_ngonka"` // of a token
+	PriceOutput  mesh.Amount    `json:"price_output_ngonka"`
 	MemoryBytes  int64          `json:"memory_bytes"`   // resident set
 	KVLimitBytes int64          `json:"kv_limit_bytes"` // for keys and values of all models
 	GPUs         []GPU          `json:"gpus"`
@@ -80,8 +82,7 @@ type Engine struct {
 	ModelContext int `json:"model_context"` // tokens; Context is less where the memory is
 }
 
-// Served counts what this node has computed for others and for itself, as far as
-// its receipts are kept.
+// Served counts what this node has computed for others and for itself since it started.
 type Served struct {
 	Receipts     int         `json:"receipts"`
 	PromptTokens int64       `json:"prompt_tokens"`

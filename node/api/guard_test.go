@@ -1,8 +1,10 @@
 package api
 
 import (
+	"errors"
 	"net/http"
 	"net/http/httptest"
+	"sync/atomic"
 	"testing"
 )
 
@@ -66,5 +68,21 @@ func TestControlNeedsToken(t *testing.T) {
 	Guard{}.Control(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(204) })(w, httptest.NewRequest("POST", "/", nil))
 	if w.Code != 401 {
 		t.Errorf("a node without token lets control calls through: %d", w.Code)
+	}
+}
+
+// TestStarting: a node that is not up yet says so, and clients can tell.
+func TestStarting(t *testing.T) {
+	var up atomic.Bool
+	server := httptest.NewServer(Starting(&up, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { answer(w, Status{Role: "host"}, nil) })))
+	defer server.Close()
+	c := &Client{Base: server.URL}
+	var refused *Error
+	if _, err := c.Status(t.Context()); !errors.As(err, &refused) || refused.Code != CodeStarting || refused.Status != http.StatusServiceUnavailable {
+		t.Errorf("before: %v", err)
+	}
+	up.Store(true)
+	if s, err := c.Status(t.Context()); err != nil || s.Role != "host" {
+		t.Errorf("after: %+v, %v", s, err)
 	}
 }

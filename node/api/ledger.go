@@ -183,7 +183,7 @@ func ledgerRoutes(mux *http.ServeMux, l Ledger, g Guard) {
 		doc, err := l.LedgerStatus(r.Context())
 		answer(w, doc, err)
 	})
-	mux.HandleFunc("GET /mesh/v1/wallet", func(w http.ResponseWriter, r *http.Request) {
+	mux.HandleFunc("GET /mesh/v1/wallet", g.Control(func(w http.ResponseWriter, r *http.Request) {
 		var address mesh.Address
 		if text := r.URL.Query().Get("address"); text != "" {
 			var err error
@@ -194,7 +194,7 @@ func ledgerRoutes(mux *http.ServeMux, l Ledger, g Guard) {
 		}
 		doc, err := l.Wallet(r.Context(), address)
 		answer(w, doc, err)
-	})
+	}))
 	mux.HandleFunc("GET /mesh/v1/hosts", func(w http.ResponseWriter, r *http.Request) {
 		doc, err := l.Hosts(r.Context())
 		answer(w, doc, err)
