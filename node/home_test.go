@@ -306,12 +306,17 @@ func TestConfigIsChecked(t *testing.T) {
 		"owner":                {Home: "h", Owner: "me"},
 		"light with model":     {Home: "h", Light: true, Models: []string{"x"}},
 		"kv":                   {Home: "h", KV: "f8"},
+		"pace":                 {Home: "h", Pace: 5 * time.Second},
+		"bootstrap":            {Home: "h", Bootstrap: []string{"127.0.0.1:9798"}},
+		"trust":                {Home: "h", Trust: "12"},
+		"trust of no hash":     {Home: "h", Trust: "12:abc"},
 		"negative":             {Home: "h", Threads: -1},
 		"no home":              {},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if err := c.complete(); err == nil {
-				t.Fatal("accepted")
+			var wrong *ConfigError
+			if err := c.complete(); !errors.As(err, &wrong) {
+				t.Fatalf("no error of the settings: %v", err)
 			}
 		})
 	}

@@ -170,10 +170,17 @@ func (n *Node) Receipts(request mesh.Hash, limit int) ([]api.Receipt, error) {
 	out := []api.Receipt{}
 	for i, r := range found {
 		doc := n.receiptOf(r)
-		doc.Joins = r.Before == inference.NewChain(n.genesis.Network(), r.Request, r.Pb.GetChoice()) || i > 0 && found[i-1].Joins(r) == nil
+		doc.Joins = joins(n.genesis.Network(), found[:i], r)
 		out = append(out, doc)
 	}
 	return out, nil
+}
+
+// joins reports whether a receipt begins its answer, or goes on where one of those before
+// it ends: two hosts may have gone on from the same token.
+func joins(network mesh.NetworkID, before []*inference.Receipt, r *inference.Receipt) bool {
+	return r.Before == inference.NewChain(network, r.Request, r.Pb.GetChoice()) ||
+		slices.ContainsFunc(before, func(b *inference.Receipt) bool { return b.Joins(r) == nil })
 }
 
 // Requests returns up to two requests with receipts whose IDs begin so in hex.

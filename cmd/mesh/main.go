@@ -22,7 +22,8 @@ import (
 	"github.com/gonka-mesh/mesh/node/api"
 )
 
-// Exit codes.
+// Exit codes. Wrong use is what can be told from the words alone; that something which
+// they name is not there is a failure.
 const (
 	exitDone   = 0
 	exitFailed = 1
@@ -57,13 +58,13 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	case err == nil:
 		return exitDone
 	case errors.As(err, &usage):
-		fmt.Fprintf(stderr, "mesh: %v; see `mesh --help`\n", err)
+		fmt.Fprintf(stderr, "mesh: %s; see `mesh --help`\n", printable(err.Error()))
 		return exitUsage
 	case errors.Is(err, context.Canceled) && ctx.Err() != nil:
 		fmt.Fprintln(stderr, "mesh: interrupted")
 		return exitFailed
 	default:
-		fmt.Fprintf(stderr, "mesh: %v\n", err)
+		fmt.Fprintf(stderr, "mesh: %s\n", printable(err.Error()))
 		return exitFailed
 	}
 }
@@ -165,7 +166,7 @@ func noun(use, short string, verbs ...*cobra.Command) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: use, Short: short, Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return usageError{fmt.Errorf("mesh %s: say what to do: %s", use, strings.Join(verbNames(cmd), ", "))}
+			return usageError{fmt.Errorf("%s: say what to do: %s", words(cmd), strings.Join(verbNames(cmd), ", "))}
 		},
 	}
 	cmd.AddCommand(verbs...)
@@ -180,21 +181,37 @@ func verbNames(cmd *cobra.Command) []string {
 	return names
 }
 
+// words are what was typed of a command, without the program's name, with which every
+// error begins.
+func words(cmd *cobra.Command) string {
+	return strings.TrimPrefix(cmd.CommandPath(), cmd.Root().Name()+" ")
+}
+
 func noArgs(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
 	}
 	if cmd.HasSubCommands() {
-		return usageError{fmt.Errorf("%s has no command %q", cmd.CommandPath(), args[0])}
+		return usageError{fmt.Errorf("there is no command %q", cmd.CommandPath()+" "+args[0])}
 	}
-	return usageError{fmt.Errorf("%s takes no argument, but got %q", cmd.CommandPath(), args[0])}
+	return usageError{fmt.Errorf("%s takes no argument, but got %q", words(cmd), args[0])}
 }
 
-// oneArg requires exactly one argument and names it in the error.
-func oneArg(name string) cobra.PositionalArgs {
+// want requires as many arguments as it names.
+func want(names ...string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
-		if len(args) != 1 {
-			return usageError{fmt.Errorf("%s wants one argument: %s", cmd.CommandPath(), name)}
+		if len(args) != len(names) {
+			return usageError{fmt.Errorf("%s wants %s: %s", words(cmd), plural(len(names), "argument"), strings.Join(names, " "))}
+		}
+		return nil
+	}
+}
+
+// wantAtMost allows one argument.
+func wantAtMost(name string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) > 1 {
+			return usageError{fmt.Errorf("%s takes one argument at most: %s", words(cmd), name)}
 		}
 		return nil
 	}

@@ -152,7 +152,7 @@ type Receipt struct {
 	Ended        time.Time    `json:"ended"`
 	PrefixHost   mesh.Address `json:"prefix_host"`
 	Valid        bool         `json:"valid"`  // signature and form
-	Joins        bool         `json:"joins"`  // it begins the answer, or goes on where the receipt before it ends
+	Joins        bool         `json:"joins"`  // it begins the answer, or goes on where a receipt before it ends
 	Signed       []byte       `json:"signed"` // as the host signed it, base64
 }
 

@@ -67,7 +67,8 @@ type LedgerHost struct {
 	Tombstoned   bool         `json:"tombstoned"`
 	Missed       uint64       `json:"missed"` // blocks of the last window
 	ConsensusKey string       `json:"consensus_key"`
-	Own          bool         `json:"own"` // this node
+	Own          bool         `json:"own"`    // this node
+	Proven       bool         `json:"proven"` // by a header that this node verified, as light nodes do; missed is then not known
 }
 
 // Epoch is one epoch and what came of it.
@@ -111,6 +112,7 @@ type Proposal struct {
 	Reason   string            `json:"reason,omitempty"`
 	Tally    map[string]uint64 `json:"tally"` // yes, no, abstain, veto, all; by weight
 	Ballots  []Ballot          `json:"ballots,omitempty"`
+	Proven   bool              `json:"proven"` // by a header that this node verified, as light nodes do; ballots are then not known
 }
 
 // Ballot is one host's vote.
@@ -151,7 +153,6 @@ type Submitted struct {
 	Height mesh.Height  `json:"height"`
 	Fee    mesh.Amount  `json:"fee_ngonka"`
 	Escrow mesh.Hash    `json:"escrow"` // of an open_escrow
-	Error  string       `json:"error,omitempty"`
 }
 
 // Submit is the body of POST /mesh/v1/tx: an action that the node signs with its own
