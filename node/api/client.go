@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"time"
 
 	"github.com/gonka-mesh/mesh"
 	"github.com/gonka-mesh/mesh/internal/plainly"
@@ -51,8 +52,14 @@ func (e *NotRunningError) Error() string {
 	return fmt.Sprintf("no node answers at %s; start one with `mesh up`, or name another with --api", e.Base)
 }
 
+// statusPatience is how long a node may take to say how it is: it asks its peers no longer
+// than ledgerPatience. Another program may listen in its place, and never answer.
+const statusPatience = 15 * time.Second
+
 // Status returns the node's status.
 func (c *Client) Status(ctx context.Context) (Status, error) {
+	ctx, cancel := context.WithTimeout(ctx, statusPatience)
+	defer cancel()
 	var out Status
 	return out, c.call(ctx, http.MethodGet, "/mesh/v1/status", nil, &out)
 }

@@ -4,8 +4,11 @@ import (
 	"errors"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 )
 
 func TestGuard(t *testing.T) {
@@ -69,6 +72,25 @@ func TestControlNeedsToken(t *testing.T) {
 	if w.Code != 401 {
 		t.Errorf("a node without token lets control calls through: %d", w.Code)
 	}
+}
+
+// mute takes connections, and says nothing.
+type mute struct{}
+
+func (mute) RoundTrip(r *http.Request) (*http.Response, error) {
+	<-r.Context().Done()
+	return nil, r.Context().Err()
+}
+
+// TestMuteNode: what never answers is given up.
+func TestMuteNode(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		_, err := (&Client{Base: "http://127.0.0.1:1", HTTP: &http.Client{Transport: mute{}}}).Status(t.Context())
+		if err == nil || !strings.Contains(err.Error(), "no answer in time") || time.Since(start) != statusPatience {
+			t.Errorf("after %s: %v", time.Since(start), err)
+		}
+	})
 }
 
 // TestStarting: a node that is not up yet says so, and clients can tell.
