@@ -110,20 +110,9 @@ func (n *Node) build() (err error) {
 	if n.purse, err = openPurse(network, n.key, n.receipts, n.home.Path("escrows.json")); err != nil {
 		return err
 	}
-	routing := router.Config{InterToken: time.Duration(n.cfg.InterTokenMS) * time.Millisecond}
-	var hosting Till
-	if n.genesis.Ledger != nil {
-		routing.Purse = n.purse
-		n.metrics.MustRegister(n.purse.signed)
-		if !n.cfg.Light {
-			if n.till, err = openTill(n.tillConfig(self)); err != nil {
-				return err
-			}
-			hosting = n.till
-			if err := n.till.meter.register(n.metrics); err != nil {
-				return err
-			}
-		}
+	routing, hosting, err := n.payments(self)
+	if err != nil {
+		return err
 	}
 	n.core, err = NewCore(CoreConfig{
 		P2P: n.p2pConfig(), Till: hosting, Receipts: n.receipts, Signed: n.tally, Fallback: builtin.ID(), Name: builtin.Name, Text: builtinText, Count: builtinCount, Queue: n.cfg.Queue, Pace: n.cfg.Pace,
@@ -140,6 +129,24 @@ func (n *Node) build() (err error) {
 		Store: n.models.blobs, Dialer: n.core.Net, Sources: n.sources, Penalise: n.core.Net.Penalise, Log: n.log,
 	})
 	return nil
+}
+
+// payments opens the till, and says how router and host pay and are paid: on a network
+// without a ledger, not at all.
+func (n *Node) payments(self mesh.Address) (routing router.Config, hosting Till, err error) {
+	routing.InterToken = time.Duration(n.cfg.InterTokenMS) * time.Millisecond
+	if n.genesis.Ledger == nil {
+		return routing, nil, nil
+	}
+	routing.Purse = n.purse
+	n.metrics.MustRegister(n.purse.signed)
+	if n.cfg.Light {
+		return routing, nil, nil
+	}
+	if n.till, err = openTill(n.tillConfig(self)); err != nil {
+		return routing, nil, err
+	}
+	return routing, n.till, n.till.meter.register(n.metrics)
 }
 
 func (n *Node) tillConfig(self mesh.Address) tillConfig {
