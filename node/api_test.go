@@ -2,6 +2,7 @@ package node
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"io"
 	"log/slog"
@@ -149,5 +150,41 @@ func TestDoctorOfEarning(t *testing.T) {
 		if got.State != c.state || (got.Remedy != "") != (c.state == "warn") {
 			t.Errorf("price %d, %d hosts: %+v", c.price, len(c.hosts), got)
 		}
+	}
+}
+
+// TestAnswersWhileItStarts: a node whose models are not loaded yet is found by its home,
+// and says that it starts.
+func TestAnswersWhileItStarts(t *testing.T) {
+	asked, end := make(chan struct{}, 1), make(chan struct{})
+	slow := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		select {
+		case asked <- struct{}{}:
+		default:
+		}
+		<-end
+	}))
+	defer slow.Close()
+	home := t.TempDir()
+	n, err := New(Config{Home: home, Network: "dev", API: "127.0.0.1:0", Engines: []string{slow.URL}, Listen: "127.0.0.1:0", NoMDNS: true, NoPortMap: true}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- n.Run(ctx, func(api.Ready) {}) }()
+	<-asked
+	var refused *api.Error
+	c := &api.Client{Base: RunningAPI(home), Home: home}
+	if _, err := c.Status(t.Context()); !errors.As(err, &refused) || refused.Code != api.CodeStarting {
+		t.Errorf("at %q: %v", c.Base, err)
+	}
+	cancel()
+	close(end)
+	if err := <-ended; err == nil {
+		t.Error("a node whose server never answered has started")
+	}
+	if base := RunningAPI(home); base != "" {
+		t.Errorf("it has ended, and is at %s", base)
 	}
 }
