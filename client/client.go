@@ -25,7 +25,8 @@ import (
 // Config describes a client. The zero value of a field is its default.
 type Config struct {
 	// Home is the folder of the client's key, receipts and escrows. One client at a
-	// time can use it, and a light `mesh up` can use the same.
+	// time can use it, and a light `mesh up` can use the same. It is new or empty at first: a
+	// folder with other things in it is refused.
 	Home string
 	// Network is main, dev, the path of a genesis file, or a genesis document itself;
 	// default main.

@@ -10,11 +10,15 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"strconv"
+	"strings"
 	"time"
 
 	"go.yaml.in/yaml/v3"
 
 	"github.com/gonka-mesh/mesh"
+	"github.com/gonka-mesh/mesh/node/api"
+	"github.com/gonka-mesh/mesh/p2p"
 )
 
 // Config describes a node. The zero value of a field is its default. It is filled
@@ -89,22 +93,41 @@ func ReadConfig(path string, c *Config) error {
 	return nil
 }
 
-// complete fills in defaults and checks what can be checked without the network.
+// ConfigError is a setting that cannot be meant, whatever is there.
+type ConfigError struct{ err error }
+
+func (e *ConfigError) Error() string { return e.err.Error() }
+func (e *ConfigError) Unwrap() error { return e.err }
+
+// complete fills in defaults and checks what can be told from the settings alone; its
+// errors are ConfigErrors.
 func (c *Config) complete() error {
+	if err := c.check(); err != nil {
+		return &ConfigError{err}
+	}
+	setDefault(&c.Threads, runtime.GOMAXPROCS(0))
+	setDefault(&c.Slots, 32)
+	setDefault(&c.Queue, 64)
+	setDefault(&c.InterTokenMS, 2000)
+	setDefault(&c.ReceiptsMB, 256)
+	setDefault(&c.DrainSeconds, 10)
+	setDefault(&c.Network, "main")
+	setDefault(&c.API, DefaultAPI)
+	setDefault(&c.KV, "f16")
+	c.Passphrase = cmp.Or(c.Passphrase, os.Getenv("MESH_PASSPHRASE"))
+	c.EngineKey = cmp.Or(c.EngineKey, os.Getenv("MESH_ENGINE_KEY"))
+	return nil
+}
+
+func (c *Config) check() error {
 	if c.Home == "" {
 		return errors.New("no home folder")
 	}
-	if c.Network == "" {
-		c.Network = "main"
-	}
-	if c.API == "" {
-		c.API = DefaultAPI
-	}
-	host, _, err := net.SplitHostPort(c.API)
+	host, _, err := net.SplitHostPort(cmp.Or(c.API, DefaultAPI))
 	if err != nil {
 		return fmt.Errorf("--api %q: want ADDR:PORT", c.API)
 	}
-	if c.APIKey == "" && !loopback(host) {
+	if c.APIKey == "" && !api.Loopback(host) {
 		return fmt.Errorf("--api %s is reachable by others: give a key with --api-key or MESH_API_KEY, or use %s", c.API, DefaultAPI)
 	}
 	if c.Listen != "" {
@@ -123,31 +146,51 @@ func (c *Config) complete() error {
 	if c.Light && len(c.Engines) > 0 {
 		return errors.New("--light serves nothing, so --engine does not go with it")
 	}
-	c.Passphrase = cmp.Or(c.Passphrase, os.Getenv("MESH_PASSPHRASE"))
+	for _, address := range c.Bootstrap {
+		if err := p2p.CheckSeed(address); err != nil {
+			return fmt.Errorf("--bootstrap: %w", err)
+		}
+	}
+	if _, _, err := c.checkpoint(); err != nil {
+		return err
+	}
 	if c.Pace < 0 || c.Pace > MaxPace {
 		return fmt.Errorf("--pace %s: from 0 to %s", c.Pace, MaxPace)
 	}
-	c.EngineKey = cmp.Or(c.EngineKey, os.Getenv("MESH_ENGINE_KEY"))
 	switch c.KV {
-	case "":
-		c.KV = "f16"
-	case "f16", "f32":
+	case "", "f16", "f32":
 	default:
-		return fmt.Errorf("kv %q: want f16 or f32", c.KV)
+		return fmt.Errorf("--kv %q: want f16 or f32", c.KV)
 	}
-	setDefault(&c.Threads, runtime.GOMAXPROCS(0))
-	setDefault(&c.Slots, 32)
-	setDefault(&c.Queue, 64)
-	setDefault(&c.InterTokenMS, 2000)
-	setDefault(&c.ReceiptsMB, 256)
-	setDefault(&c.DrainSeconds, 10)
-	if c.SnapshotMB < 0 {
-		return errors.New("snapshot-mb may not be negative")
-	}
-	if c.Threads < 1 || c.Slots < 1 || c.Queue < 0 || c.InterTokenMS < 1 || c.MemoryMB < 0 || c.DrainSeconds < 0 {
-		return errors.New("threads, slots, queue, inter-token, memory and drain-seconds may not be negative")
+	for _, v := range []struct {
+		name  string
+		value int64
+	}{
+		{"threads", int64(c.Threads)}, {"slots", int64(c.Slots)}, {"queue", int64(c.Queue)}, {"inter-token", int64(c.InterTokenMS)},
+		{"memory", c.MemoryMB}, {"snapshot-mb", int64(c.SnapshotMB)}, {"drain-seconds", int64(c.DrainSeconds)},
+	} {
+		if v.value < 0 {
+			return fmt.Errorf("--%s %d: may not be negative", v.name, v.value)
+		}
 	}
 	return nil
+}
+
+// checkpoint returns the block of Trust; zero: none is named.
+func (c *Config) checkpoint() (mesh.Height, mesh.Hash, error) {
+	if c.Trust == "" {
+		return 0, mesh.Hash{}, nil
+	}
+	height, hash, ok := strings.Cut(c.Trust, ":")
+	h, err := strconv.ParseUint(height, 10, 63)
+	if !ok || err != nil || h == 0 {
+		return 0, mesh.Hash{}, fmt.Errorf("--trust %q: want HEIGHT:HASH", c.Trust)
+	}
+	id, err := mesh.ParseHash(strings.ToLower(hash))
+	if err != nil {
+		return 0, mesh.Hash{}, fmt.Errorf("--trust: %w", err)
+	}
+	return mesh.Height(h), id, nil
 }
 
 // memory returns the limit of keys and values of all models in bytes.
@@ -166,12 +209,4 @@ func setDefault[T comparable](v *T, d T) {
 	if *v == zero {
 		*v = d
 	}
-}
-
-func loopback(host string) bool {
-	if host == "localhost" {
-		return true
-	}
-	ip, err := netip.ParseAddr(host)
-	return err == nil && ip.IsLoopback()
 }

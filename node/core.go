@@ -18,10 +18,8 @@ import (
 	"github.com/gonka-mesh/mesh/p2p"
 )
 
-// Receipts keeps what was signed.
-type Receipts interface {
-	Put(request mesh.Hash, receipt *inferencepb.Signed) error
-}
+// Receipts keeps what was signed; see host.Receipts.
+type Receipts = host.Receipts
 
 // Till takes payment; see host.Till.
 type Till = host.Till

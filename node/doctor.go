@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -19,26 +20,61 @@ import (
 	"github.com/gonka-mesh/mesh/inference/kernel"
 	"github.com/gonka-mesh/mesh/inference/model/builtin"
 	"github.com/gonka-mesh/mesh/node/api"
+	"github.com/gonka-mesh/mesh/p2p"
 )
 
 // Doctor looks at this machine, and at the node that runs on it if there is one.
 func Doctor(ctx context.Context, home string, c *api.Client) []api.Check {
 	status, err := c.Status(ctx)
-	var absent *api.NotRunningError
-	running := err == nil
 	checks := []api.Check{checkKernel(), checkGPU(gpu.Find(ctx)), checkModel(), checkHome(home), checkDisk(home), checkMemory(), checkFiles(), checkUDPBuffers(), checkMulticast()}
-	if !running && !errors.As(err, &absent) {
-		return append(checks, api.Check{Name: "node", State: "fail", Detail: err.Error(), Remedy: "stop what answers there, or give --api-key if it is a node that has one"})
+	if err != nil {
+		return append(checks, checkAbsent(c, err)...)
 	}
-	if !running {
-		where := "at " + c.Base
-		if c.Base == "" {
-			where = "in " + c.Home
+	checks = append(checks, checkNode(status)...)
+	if status.Role == p2p.RoleHost && status.Ledger != nil && status.Ledger.Error == "" {
+		if hosts, err := c.Hosts(ctx); err == nil {
+			checks = append(checks, checkRegistered(status, hosts))
 		}
-		return append(checks, checkPort(":"+defaultPort), checkAPIPort(cmp.Or(c.Base, "http://"+DefaultAPI)), api.Check{Name: "node", State: "warn",
-			Detail: "none runs " + where, Remedy: "`mesh up` starts one; then its peers and whether it can be reached are checked, too"})
 	}
-	return append(checks, checkNode(status)...)
+	return checks
+}
+
+// checkAbsent says what it means that no node answered.
+func checkAbsent(c *api.Client, err error) []api.Check {
+	var absent *api.NotRunningError
+	var refused *api.Error
+	switch {
+	case errors.As(err, &refused) && refused.Code == api.CodeStarting:
+		return []api.Check{{Name: "node", State: "warn", Detail: err.Error(), Remedy: "wait; its log says what it does"}}
+	case !errors.As(err, &absent):
+		return []api.Check{{Name: "node", State: "fail", Detail: err.Error(), Remedy: "stop what answers there, or give --api-key if it is a node that has one"}}
+	}
+	where := "at " + c.Base
+	if c.Base == "" {
+		where = "in " + c.Home
+	}
+	checks := []api.Check{checkPort(":" + defaultPort)}
+	if port, here := checkAPIPort(cmp.Or(c.Base, "http://"+DefaultAPI)); here {
+		checks = append(checks, port)
+	}
+	return append(checks, api.Check{Name: "node", State: "warn",
+		Detail: "none runs " + where, Remedy: "`mesh up` starts one; then its peers and whether it can be reached are checked, too"})
+}
+
+// checkRegistered says that escrows cannot pay a host that wants money.
+func checkRegistered(s api.Status, hosts []api.LedgerHost) api.Check {
+	c := api.Check{Name: "earning", State: "ok", Detail: "this host is registered: escrows can pay it"}
+	switch own := slices.ContainsFunc(hosts, func(h api.LedgerHost) bool { return h.Own }); {
+	case own && s.PricePrompt == 0 && s.PriceOutput == 0:
+		c.Detail = "this host is registered, and its answers are free"
+	case own:
+	case s.PricePrompt == 0 && s.PriceOutput == 0:
+		c.Detail = "the answers of this host are free"
+	default:
+		c.State, c.Detail = "warn", "this host has a price and is not registered on the ledger: it refuses every escrow"
+		c.Remedy = "mesh host stake AMOUNT registers it and puts collateral behind it"
+	}
+	return c
 }
 
 func checkKernel() api.Check {
@@ -73,6 +109,12 @@ func checkHome(home string) api.Check {
 		c.State, c.Detail, c.Remedy = "warn", home+" can be read by others", "chmod 700 "+home
 	case unix.Access(home, unix.W_OK) != nil:
 		c.State, c.Detail, c.Remedy = "fail", home+" cannot be written", "give your user the folder, or choose another with --home"
+	}
+	if c.State == "fail" || info == nil {
+		return c
+	}
+	if _, err := isHome(home); err != nil {
+		c.State, c.Detail, c.Remedy = "fail", err.Error(), "mesh up --home DIR takes an empty or a new folder"
 	}
 	return c
 }
@@ -192,16 +234,25 @@ func checkPort(addr string) api.Check {
 	return c
 }
 
-func checkAPIPort(base string) api.Check {
-	addr := strings.TrimPrefix(base, "http://")
-	c := api.Check{Name: "api port", State: "ok", Detail: addr + " is free"}
-	l, err := net.Listen("tcp", addr)
-	if err != nil {
-		c.State, c.Detail, c.Remedy = "fail", "another program has "+addr, "choose another address: mesh up --api 127.0.0.1:PORT"
-		return c
+// checkAPIPort tries the address of the API; here is false where it is not of this machine.
+func checkAPIPort(base string) (c api.Check, here bool) {
+	addr, plain := strings.CutPrefix(base, "http://")
+	if !plain {
+		return c, false
 	}
-	l.Close()
-	return c
+	c = api.Check{Name: "api port", State: "ok", Detail: addr + " is free"}
+	l, err := net.Listen("tcp", addr)
+	switch {
+	case err == nil:
+		l.Close()
+	case errors.Is(err, unix.EADDRINUSE):
+		c.State, c.Detail, c.Remedy = "fail", "another program has "+addr, "choose another address: mesh up --api 127.0.0.1:PORT"
+	case errors.Is(err, unix.EACCES):
+		c.State, c.Detail, c.Remedy = "fail", "your user may not listen at "+addr, "choose another address: mesh up --api 127.0.0.1:PORT"
+	default:
+		return c, false // no address of this machine
+	}
+	return c, true
 }
 
 func checkNode(s api.Status) []api.Check {

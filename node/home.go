@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -30,6 +31,9 @@ const (
 // given the home alone.
 const apiFile = "api.addr"
 
+// tokenFile holds the secret for control calls.
+const tokenFile = "api.token"
+
 // Home is a node's folder: keys, configuration and state. One process holds it.
 type Home struct {
 	Dir  string
@@ -49,7 +53,8 @@ func DefaultHome() (string, error) {
 }
 
 // OpenHome makes the folder if need be, locks it, and checks its version. The lock
-// goes with the process, whatever way it ends.
+// goes with the process, whatever way it ends. A folder with other things in it is
+// refused: a node deletes files that it takes for its own.
 func OpenHome(dir string) (*Home, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -57,6 +62,10 @@ func OpenHome(dir string) (*Home, error) {
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make home %s: %w; choose another folder with --home", dir, plainly.Said(err))
+	}
+	old, err := isHome(dir) // before a file is made in it
+	if err != nil {
+		return nil, err
 	}
 	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
@@ -76,14 +85,44 @@ func OpenHome(dir string) (*Home, error) {
 	}
 	h := &Home{Dir: dir, lock: lock}
 	err = h.checkVersion()
+	if err == nil && old {
+		err = h.sweep()
+	}
 	if err == nil {
-		err = errors.Join(h.sweep(), h.leaveAPI("")) // one that was killed could not take it away
+		err = h.leaveAPI("") // one that was killed could not take it away
 	}
 	if err != nil {
 		lock.Close()
 		return nil, err
 	}
 	return h, nil
+}
+
+// newcomers are what a folder may have that no node has opened yet: what people put there
+// first, what `mesh dev` does, what a process leaves that ends as it opens it, and what
+// file systems have in their roots.
+var newcomers = []string{"lock", "version", "config.yaml", "node.key", "consensus.key", "consensus.state", "mesh.log", "lost+found"}
+
+// isHome reports whether a node has used a folder before. A folder that is neither a home
+// nor a new one is an error.
+func isHome(dir string) (bool, error) {
+	has := func(name string) bool {
+		_, err := os.Lstat(filepath.Join(dir, name))
+		return err == nil
+	}
+	if has("version") && (has("lock") || has("node.key")) { // other folders have a version, too
+		return true, nil
+	}
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		return false, fmt.Errorf("open home: %w; choose another folder with --home", plainly.Said(err))
+	}
+	for _, f := range files {
+		if !slices.Contains(newcomers, f.Name()) && !slices.Contains(newcomers, atomicfile.Unfinished(f.Name())) {
+			return false, fmt.Errorf("%s is no home of a mesh node, and is not empty: it has %.80q; name an empty or new folder with --home", dir, f.Name())
+		}
+	}
+	return false, nil
 }
 
 // sweep removes what a killed process left half written. Nothing writes yet.
@@ -190,19 +229,27 @@ func (h *Home) keepGenesis(g *Genesis) error {
 	return nil
 }
 
-// Token returns the secret for control calls, made at first use.
-func (h *Home) Token() (string, error) {
-	path := h.Path("api.token")
-	if b, err := os.ReadFile(path); err == nil && len(strings.TrimSpace(string(b))) >= 32 {
-		return strings.TrimSpace(string(b)), nil
-	}
+// NewToken draws the secret for control calls. Each start has its own: one that got out
+// with a backup, or went to another program that listened at the node's address while the
+// node was down, is worth nothing afterwards.
+func (h *Home) NewToken() (string, error) {
 	var raw [24]byte
 	if _, err := rand.Read(raw[:]); err != nil {
 		return "", fmt.Errorf("draw API token: %w", err)
 	}
 	token := hex.EncodeToString(raw[:])
-	if err := atomicfile.Write(path, []byte(token+"\n"), 0o600); err != nil {
+	if err := atomicfile.Write(h.Path(tokenFile), []byte(token+"\n"), 0o600); err != nil {
 		return "", fmt.Errorf("keep API token: %w", err)
 	}
 	return token, nil
+}
+
+// ReadToken returns the secret of the node that runs in a home folder; empty where there
+// is none, or this user may not read it.
+func ReadToken(dir string) string {
+	b, err := os.ReadFile(filepath.Join(dir, tokenFile))
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
 }

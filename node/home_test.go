@@ -20,9 +20,9 @@ func TestHomeIsLocked(t *testing.T) {
 	if _, err := OpenHome(dir); err == nil || !strings.Contains(err.Error(), "in use") {
 		t.Fatalf("opened twice: %v", err)
 	}
-	token, err := h.Token()
-	if err != nil || len(token) < 32 {
-		t.Fatalf("token %q: %v", token, err)
+	token, err := h.NewToken()
+	if err != nil || len(token) < 32 || ReadToken(dir) != token {
+		t.Fatalf("token %q, read %q: %v", token, ReadToken(dir), err)
 	}
 	if err := h.Close(); err != nil {
 		t.Fatal(err)
@@ -32,8 +32,8 @@ func TestHomeIsLocked(t *testing.T) {
 		t.Fatalf("not given back: %v", err)
 	}
 	defer again.Close()
-	if same, err := again.Token(); err != nil || same != token {
-		t.Fatalf("the token changed from %q to %q: %v", token, same, err)
+	if next, err := again.NewToken(); err != nil || next == token || ReadToken(dir) != next {
+		t.Fatalf("after %q the next start has the token %q, read %q: %v", token, next, ReadToken(dir), err)
 	}
 	for _, name := range []string{"api.token", "lock", "version"} {
 		info, err := os.Stat(filepath.Join(dir, name))
@@ -87,6 +87,13 @@ func TestRunningAPI(t *testing.T) {
 // TestHalfWrittenFiles are swept when a home is opened, and nothing else is.
 func TestHalfWrittenFiles(t *testing.T) {
 	dir := t.TempDir()
+	first, err := OpenHome(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
 	gone := []string{".models.json.123456789", ".api.token.1", "packed/.abc.pack.77", "blobs/.version.5"}
 	stay := []string{".models.json", ".models.json.bak", ".123", "models.json.123", "models/x/.model.1", "packed/abc.pack"}
 	for _, name := range append(gone, stay...) {
@@ -109,6 +116,55 @@ func TestHalfWrittenFiles(t *testing.T) {
 		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// TestStrangeFolder: what is no home of a node is left as it is, and a new one may have what
+// people and `mesh dev` put there.
+func TestStrangeFolder(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		files []string
+		home  bool
+	}{
+		{"empty", nil, true},
+		{"config first", []string{"config.yaml"}, true},
+		{"keys first", []string{"node.key", "consensus.key", "consensus.state", "mesh.log"}, true},
+		{"ended at the first start", []string{"lock", ".version.123", ".node.key.9"}, true},
+		{"a disk of its own", []string{"lost+found/x"}, true},
+		{"a home without its lock", []string{"version", "node.key", "receipts.db"}, true},
+		{"documents", []string{"letter.txt", ".notes.2024"}, false},
+		{"hidden files alone", []string{".notes.2024"}, false},
+		{"a program with a version", []string{"version", ".notes.2024"}, false},
+		{"the folder of a network", []string{"genesis.json", "light/node.key"}, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := t.TempDir()
+			for _, name := range c.files {
+				path := filepath.Join(dir, name)
+				if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, []byte("1\n"), 0o600)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			before, _ := os.ReadDir(dir)
+			if state := checkHome(dir).State; (state != "fail") != c.home {
+				t.Errorf("doctor says %s", state)
+			}
+			h, err := OpenHome(dir)
+			if c.home {
+				if err != nil {
+					t.Fatal(err)
+				}
+				h.Close()
+				return
+			}
+			if err == nil || !strings.Contains(err.Error(), "is no home") || !strings.Contains(err.Error(), "--home") {
+				t.Errorf("opened: %v", err)
+			}
+			if after, _ := os.ReadDir(dir); len(after) != len(before) {
+				t.Errorf("the folder had %v, and has %v", before, after)
+			}
+		})
 	}
 }
 
@@ -250,12 +306,17 @@ func TestConfigIsChecked(t *testing.T) {
 		"owner":                {Home: "h", Owner: "me"},
 		"light with model":     {Home: "h", Light: true, Models: []string{"x"}},
 		"kv":                   {Home: "h", KV: "f8"},
+		"pace":                 {Home: "h", Pace: 5 * time.Second},
+		"bootstrap":            {Home: "h", Bootstrap: []string{"127.0.0.1:9798"}},
+		"trust":                {Home: "h", Trust: "12"},
+		"trust of no hash":     {Home: "h", Trust: "12:abc"},
 		"negative":             {Home: "h", Threads: -1},
 		"no home":              {},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if err := c.complete(); err == nil {
-				t.Fatal("accepted")
+			var wrong *ConfigError
+			if err := c.complete(); !errors.As(err, &wrong) {
+				t.Fatalf("no error of the settings: %v", err)
 			}
 		})
 	}

@@ -6,8 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -98,16 +96,8 @@ func (c *chain) root() (light.Root, error) {
 		validators, err := consensus.FirstValidators(c.n.genesis.Network(), c.n.genesis.Ledger)
 		return light.Root{Validators: validators, Time: c.n.genesis.Created}, err
 	}
-	height, hash, ok := strings.Cut(c.n.cfg.Trust, ":")
-	h, err := strconv.ParseUint(height, 10, 63)
-	if !ok || err != nil || h == 0 {
-		return light.Root{}, fmt.Errorf("--trust %q: want HEIGHT:HASH", c.n.cfg.Trust)
-	}
-	id, err := mesh.ParseHash(strings.ToLower(hash))
-	if err != nil {
-		return light.Root{}, fmt.Errorf("--trust: %w", err)
-	}
-	return light.Root{Height: mesh.Height(h), Hash: id}, nil
+	height, hash, err := c.n.cfg.checkpoint()
+	return light.Root{Height: height, Hash: hash}, err
 }
 
 // fullPeers lists the connected nodes that follow the ledger.

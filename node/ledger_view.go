@@ -180,7 +180,7 @@ func (n *Node) hosts(r *reading) ([]api.LedgerHost, error) {
 	for _, h := range all {
 		doc := api.LedgerHost{Host: h.Address, Since: mesh.Epoch(h.Record.GetSince()), Collateral: mesh.Amount(h.Record.GetCollateral()),
 			Weight: weights[h.Address], Power: share(h.Record.GetPower(), power), JailedUntil: mesh.Epoch(h.Record.GetJailedUntil()),
-			Tombstoned: h.Record.GetTombstoned(), ConsensusKey: hex.EncodeToString(h.Record.GetConsensusKey()), Own: h.Address == n.core.Net.Address()}
+			Tombstoned: h.Record.GetTombstoned(), ConsensusKey: hex.EncodeToString(h.Record.GetConsensusKey()), Own: h.Address == n.core.Net.Address(), Proven: r.proven}
 		copy(doc.Owner[:], h.Record.GetOwner())
 		if doc.Unbonding, err = r.UnbondingOf(h.Address); err != nil {
 			return nil, err
@@ -324,6 +324,7 @@ func (n *Node) Proposal(ctx context.Context, id uint64) (api.Proposal, error) {
 		return api.Proposal{}, fmt.Errorf("proposal %d: %w", id, api.ErrNotFound)
 	}
 	out := proposalOf(p)
+	out.Proven = r.proven
 	for _, b := range ballots {
 		out.Ballots = append(out.Ballots, api.Ballot{Host: b.Host, Option: strings.ToLower(b.Option.String())})
 	}

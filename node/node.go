@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -90,7 +91,7 @@ func (n *Node) build() (err error) {
 	if n.key, err = keyfile.LoadOrCreate(n.home.Path("node.key"), n.cfg.Passphrase); err != nil {
 		return err
 	}
-	if n.token, err = n.home.Token(); err != nil {
+	if n.token, err = n.home.NewToken(); err != nil {
 		return err
 	}
 	if n.models, err = openCatalogue(n.home, n.cfg.memory(), n.log); err != nil {
@@ -109,20 +110,9 @@ func (n *Node) build() (err error) {
 	if n.purse, err = openPurse(network, n.key, n.receipts, n.home.Path("escrows.json")); err != nil {
 		return err
 	}
-	routing := router.Config{InterToken: time.Duration(n.cfg.InterTokenMS) * time.Millisecond}
-	var hosting Till
-	if n.genesis.Ledger != nil {
-		routing.Purse = n.purse
-		n.metrics.MustRegister(n.purse.signed)
-		if !n.cfg.Light {
-			if n.till, err = openTill(n.tillConfig(self)); err != nil {
-				return err
-			}
-			hosting = n.till
-			if err := n.till.meter.register(n.metrics); err != nil {
-				return err
-			}
-		}
+	routing, hosting, err := n.payments(self)
+	if err != nil {
+		return err
 	}
 	n.core, err = NewCore(CoreConfig{
 		P2P: n.p2pConfig(), Till: hosting, Receipts: n.receipts, Signed: n.tally, Fallback: builtin.ID(), Name: builtin.Name, Text: builtinText, Count: builtinCount, Queue: n.cfg.Queue, Pace: n.cfg.Pace,
@@ -139,6 +129,24 @@ func (n *Node) build() (err error) {
 		Store: n.models.blobs, Dialer: n.core.Net, Sources: n.sources, Penalise: n.core.Net.Penalise, Log: n.log,
 	})
 	return nil
+}
+
+// payments opens the till, and says how router and host pay and are paid: on a network
+// without a ledger, not at all.
+func (n *Node) payments(self mesh.Address) (routing router.Config, hosting Till, err error) {
+	routing.InterToken = time.Duration(n.cfg.InterTokenMS) * time.Millisecond
+	if n.genesis.Ledger == nil {
+		return routing, nil, nil
+	}
+	routing.Purse = n.purse
+	n.metrics.MustRegister(n.purse.signed)
+	if n.cfg.Light {
+		return routing, nil, nil
+	}
+	if n.till, err = openTill(n.tillConfig(self)); err != nil {
+		return routing, nil, err
+	}
+	return routing, n.till, n.till.meter.register(n.metrics)
 }
 
 func (n *Node) tillConfig(self mesh.Address) tillConfig {
@@ -221,13 +229,15 @@ func (n *Node) Run(ctx context.Context, ready func(api.Ready)) error {
 		return fmt.Errorf("open the API at %s: %w; another node may run here: see `mesh status`, or choose another --api", n.cfg.API, plainly.Said(err))
 	}
 	n.apiURL = "http://" + listener.Addr().String()
-	server := &http.Server{Handler: n.handler(), ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(n.log.Handler(), slog.LevelDebug)}
-	if err := errors.Join(n.start(ctx), n.home.leaveAPI(n.apiURL)); err != nil {
-		listener.Close()
-		return err
-	}
+	var started atomic.Bool // until then the API says what it waits for: models may take minutes
+	server := n.server(n.handler(&started))
 	failed := make(chan error, 1)
 	go func() { failed <- server.Serve(listener) }()
+	if err := errors.Join(n.home.leaveAPI(n.apiURL), n.start(ctx)); err != nil {
+		server.Close()
+		return err
+	}
+	started.Store(true)
 	n.log.Info("ready", "peer", n.core.Net.Address().String(), "network", string(n.genesis.Network()), "api", n.apiURL)
 	done := make(chan struct{})
 	go func() {
@@ -311,14 +321,24 @@ var (
 	blobLimits     = p2p.Limits{PerPeer: 8, Total: 128, MaxMessage: 64 << 10, Rate: 20, Burst: 40}
 )
 
+// idleAPI is how long the API keeps a connection on which nothing is asked: strangers may
+// hold some where it is public.
+const idleAPI = 2 * time.Minute
+
+func (n *Node) server(handler http.Handler) *http.Server {
+	return &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: idleAPI,
+		ErrorLog: slog.NewLogLogger(n.log.Handler(), slog.LevelDebug)}
+}
+
 // handler is everything that the API answers.
-func (n *Node) handler() http.Handler {
+func (n *Node) handler(started *atomic.Bool) http.Handler {
 	guard := api.Guard{Key: n.cfg.APIKey, Token: n.token, Loopback: loopbackAddr(n.cfg.API)}
 	mux := http.NewServeMux()
 	mux.Handle("/v1/", openai.New(openai.Config{Backend: n.core.Router, Identity: n.identity, Log: n.log}))
 	mux.Handle("/mesh/v1/", api.Handler(n, n, n, guard))
 	mux.Handle("GET /metrics", promhttp.HandlerFor(n.metrics, promhttp.HandlerOpts{}))
-	return guard.Wrap(mux)
+	mux.Handle("/", api.Nothing)
+	return guard.Wrap(api.Starting(started, mux))
 }
 
 func (n *Node) identity() openai.Identity {
@@ -327,7 +347,7 @@ func (n *Node) identity() openai.Identity {
 
 func loopbackAddr(addr string) bool {
 	h, _, err := net.SplitHostPort(addr)
-	return err == nil && loopback(h)
+	return err == nil && api.Loopback(h)
 }
 
 // stop ends serving: no new work, time for running answers, then goodbye.

@@ -74,11 +74,7 @@ func (n *Node) checkForm(raw []byte, before []*inference.Receipt) (api.SegmentCh
 		c.State, c.Reason = api.ReceiptInvalid, "it is of another request than the first"
 		return c, r
 	}
-	c.Joins = r.Before == inference.NewChain(n.genesis.Network(), r.Request, r.Pb.GetChoice())
-	for _, b := range before {
-		c.Joins = c.Joins || b.Joins(r) == nil
-	}
-	if !c.Joins {
+	if c.Joins = joins(n.genesis.Network(), before, r); !c.Joins {
 		c.State, c.Reason = api.ReceiptInvalid, "its chain does not go on where a receipt before it ends"
 	}
 	return c, r

@@ -31,6 +31,7 @@ func (n *Node) Status() api.Status {
 		Network: n.genesis.Network(), Genesis: n.genesis.Hash(), Epoch: n.epoch(), Owner: owner,
 		Home: n.home.Dir, API: n.apiURL, PID: os.Getpid(), Started: n.started, UptimeS: int64(time.Since(n.started).Seconds()),
 		Addrs: n.core.Net.Addrs(), Peers: len(n.core.Net.Peers()), Reachability: reachabilityOf(n.core.Net.Reachability(), n.cfg.NoPortMap),
+		PricePrompt: n.prices().Prompt, PriceOutput: n.prices().Output,
 		Engines: []api.Engine{}, MemoryBytes: residentMemory(), KVLimitBytes: n.cfg.memory(),
 	}
 	_, open := n.models.list()
@@ -169,10 +170,17 @@ func (n *Node) Receipts(request mesh.Hash, limit int) ([]api.Receipt, error) {
 	out := []api.Receipt{}
 	for i, r := range found {
 		doc := n.receiptOf(r)
-		doc.Joins = r.Before == inference.NewChain(n.genesis.Network(), r.Request, r.Pb.GetChoice()) || i > 0 && found[i-1].Joins(r) == nil
+		doc.Joins = joins(n.genesis.Network(), found[:i], r)
 		out = append(out, doc)
 	}
 	return out, nil
+}
+
+// joins reports whether a receipt begins its answer, or goes on where one of those before
+// it ends: two hosts may have gone on from the same token.
+func joins(network mesh.NetworkID, before []*inference.Receipt, r *inference.Receipt) bool {
+	return r.Before == inference.NewChain(network, r.Request, r.Pb.GetChoice()) ||
+		slices.ContainsFunc(before, func(b *inference.Receipt) bool { return b.Joins(r) == nil })
 }
 
 // Requests returns up to two requests with receipts whose IDs begin so in hex.

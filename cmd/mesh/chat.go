@@ -52,6 +52,9 @@ func chatCommand(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "chat [PROMPT]", Short: "Ask the mesh; interactive without a PROMPT",
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if g.json && len(args) == 0 {
+				return usageError{errors.New("chat --json wants a PROMPT")}
+			}
 			if cmd.Flags().Changed("temperature") {
 				in.Temperature = &temperature
 			}
@@ -116,7 +119,7 @@ func converse(cmd *cobra.Command, c *api.Client, in chatRequest) error {
 			return cmd.Context().Err()
 		}
 		if err != nil {
-			fmt.Fprintf(notes, "mesh: %v\n", err)
+			fmt.Fprintf(notes, "mesh: %s\n", printable(err.Error()))
 			continue
 		}
 		in.Messages = append(turn.Messages, chatMessage{"assistant", a.Text})
@@ -132,6 +135,7 @@ func ask(ctx context.Context, c *api.Client, in chatRequest, out io.Writer) (*ch
 func askAloud(ctx context.Context, c *api.Client, in chatRequest, out, notes io.Writer) (*chatAnswer, error) {
 	in.Stream = true
 	in.StreamOptions = map[string]any{"include_usage": true}
+	out = tame(out)
 	resp, err := c.Do(ctx, http.MethodPost, "/v1/chat/completions", in)
 	if err != nil {
 		return nil, err

@@ -42,8 +42,9 @@ type devNet struct {
 	home    string
 	threads int
 	pace    time.Duration
-	block   time.Duration // from a block to the next
-	epoch   int64         // blocks
+	block   time.Duration          // from a block to the next
+	epoch   int64                  // blocks
+	set     func(flag string) bool // nil: block and epoch are what they should be anyway
 	models  []string
 	notes   io.Writer
 	asJSON  bool
@@ -69,6 +70,7 @@ func devCommand(g *globals) *cobra.Command {
 			if d.epoch < 10 || d.epoch > 1<<20 {
 				return usageError{fmt.Errorf("--epoch %d: from 10 blocks to %d", d.epoch, 1<<20)}
 			}
+			d.set = cmd.Flags().Changed
 			if d.pace < 0 || d.pace > node.MaxPace {
 				return usageError{fmt.Errorf("--pace %s: from 0 to %s", d.pace, node.MaxPace)}
 			}
@@ -132,7 +134,7 @@ func (d *devNet) genesis(n int) error {
 	}
 	path := d.genesisPath()
 	if _, err := os.Stat(path); err == nil {
-		return nil
+		return d.keepGenesis()
 	}
 	var hosts []node.DevHost
 	for i := range n {
@@ -158,6 +160,28 @@ func (d *devNet) genesis(n int) error {
 	}
 	if err := atomicfile.Write(path, b, 0o600); err != nil {
 		return fmt.Errorf("write genesis: %w", err)
+	}
+	return nil
+}
+
+// keepGenesis checks that what was asked for is what the network of an earlier run has.
+func (d *devNet) keepGenesis() error {
+	old, err := node.LoadGenesis(d.genesisPath())
+	if err != nil {
+		return err
+	}
+	block, epoch := time.Duration(old.BlockMS)*time.Millisecond, int64(0)
+	if old.Ledger != nil {
+		epoch = int64(old.Ledger.Params["epoch_blocks"])
+	}
+	if d.set == nil {
+		return nil
+	}
+	if d.set("block") && d.block != block {
+		return usageError{fmt.Errorf("--block %s: the network in %s has %s from a block to the next, for good; leave it out, or name another --home", d.block, d.home, block)}
+	}
+	if d.set("epoch") && d.epoch != epoch {
+		return usageError{fmt.Errorf("--epoch %d: the network in %s began with epochs of %d blocks; leave it out, or name another --home", d.epoch, d.home, epoch)}
 	}
 	return nil
 }
@@ -339,6 +363,7 @@ func (d *devNet) print(r api.Ready) {
 	_ = table(d.stdout, []string{"HOST", "PEER", "PID", "API"}, rows)
 	fmt.Fprintf(d.stdout, "\nAPI   %s/v1 (a light node: every answer crosses the mesh)\n", r.API)
 	fmt.Fprintf(d.stdout, "try   mesh chat \"What is Mesh?\"%s\n", apiFlag(r.API))
+	fmt.Fprintf(d.stdout, "try   mesh wallet show --home %s\n", d.home)
 	fmt.Fprintf(d.stdout, "try   kill -9 a host's PID while it speaks: the answer goes on\n")
 	fmt.Fprintf(d.stdout, "stop  Ctrl-C\n")
 }

@@ -54,7 +54,7 @@ func tally(p api.Proposal) string {
 
 func govShowCommand(g *globals) *cobra.Command {
 	return &cobra.Command{
-		Use: "show ID", Short: "One proposal and the votes", Args: oneArg("ID"),
+		Use: "show ID", Short: "One proposal and the votes", Args: want("ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			id, err := strconv.ParseUint(args[0], 10, 64)
 			if err != nil {
@@ -75,6 +75,10 @@ func govShowCommand(g *globals) *cobra.Command {
 			if err := fields(out, "proposal", fmt.Sprint(p.ID), "title", p.Title, "text", p.Text, "by", p.Proposer.String(), "kind", p.Kind,
 				"change", string(p.Change), "deposit", p.Deposit.String(), "voting", fmt.Sprintf("heights %d to %d", p.Opened, p.Ends),
 				"status", strings.TrimSuffix(p.Status+": "+p.Reason, ": "), "yes/no/veto/all", tally(p)); err != nil {
+				return err
+			}
+			if p.Proven {
+				_, err := fmt.Fprintln(out, "\nballots are not known to a light node; ask a full one")
 				return err
 			}
 			var rows [][]string
@@ -172,7 +176,7 @@ func govProposeCommand(g *globals) *cobra.Command {
   deposit: 100                     model: {id: HASH, name: NAME, coefficient: 1000}   # 0 retires it
                                    upgrade: {name: v2, height: 120000, info: where to get it}
                                    spend: {to: ADDRESS, amount: 10}                   # from the community pool`,
-		Args: oneArg("FILE"),
+		Args: want("FILE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			b, err := os.ReadFile(args[0])
 			if err != nil {
@@ -251,7 +255,7 @@ func parseProposal(b []byte, deposit uint64) (*ledgerpb.Propose, error) {
 
 func govVoteCommand(g *globals) *cobra.Command {
 	return &cobra.Command{
-		Use: "vote ID yes|no|abstain|veto", Short: "Vote with this host's weight", Args: cobra.ExactArgs(2),
+		Use: "vote ID yes|no|abstain|veto", Short: "Vote with this host's weight", Args: want("ID", "yes|no|abstain|veto"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			id, err := strconv.ParseUint(args[0], 10, 64)
 			if err != nil {

@@ -1,10 +1,14 @@
 package main
 
 import (
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/gonka-mesh/mesh/node"
 )
 
 // TestHomeFindsNode gives commands the home of a node alone: they ask the node that
@@ -47,4 +51,69 @@ func TestHomeFindsNode(t *testing.T) {
 		t.Errorf("the address stays after an orderly stop: %v", err)
 	}
 	absent(light)
+}
+
+// TestSecretsStayHome: the token and the key of a home go to the node that runs in it, or
+// to the address that was typed beside --home, and to nobody who listens elsewhere.
+func TestSecretsStayHome(t *testing.T) {
+	var seen []string // of each call: the token, and the key
+	elsewhere := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		t.Errorf("a redirect was followed, with token %q", r.Header.Get("Mesh-Token"))
+	}))
+	defer elsewhere.Close()
+	listener := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		seen = append(seen, strings.TrimPrefix(r.Header.Get("Mesh-Token")+" "+r.Header.Get("Authorization"), " "))
+		http.Redirect(w, r, elsewhere.URL, http.StatusTemporaryRedirect)
+	}))
+	defer listener.Close()
+	user := t.TempDir()
+	t.Setenv("HOME", user)
+	home := filepath.Join(user, ".mesh")
+	h, err := node.OpenHome(home)
+	if err != nil {
+		t.Fatal(err)
+	}
+	token, err := h.NewToken()
+	if err != nil {
+		t.Fatal(err)
+	}
+	write := func(name, text string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(home, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	address := strings.TrimPrefix(listener.URL, "http://")
+	write("config.yaml", "api: "+address+"\napi-key: k1\n")
+	calls := func(want string, args ...string) {
+		t.Helper()
+		seen = nil
+		code, _, stderr := meshCommand(t, args...)
+		if code != exitFailed || !strings.Contains(stderr, "is no mesh node") || len(seen) != 1 || seen[0] != want {
+			t.Errorf("mesh %s: exit code %d, the listener saw %q, want %q: %s", strings.Join(args, " "), code, seen, want, stderr)
+		}
+	}
+	both := token + " Bearer k1"
+	const to = "12D3KooWKAaw5UXQrQim2QRXCLwzYKGcEUFaEPWCZerB1GUytibo"
+	// Here runs another node than the one that listens.
+	write("api.addr", "http://127.0.0.1:1\n")
+	calls("", "status", "--api", address)
+	calls("", "wallet", "send", to, "1", "--api", listener.URL)
+	calls("Bearer k2", "status", "--api", address, "--api-key", "k2")
+	calls(both, "status", "--api", address, "--home", home)
+	t.Setenv("MESH_HOME", home)
+	calls("", "status", "--api", address)
+	t.Setenv("MESH_HOME", "")
+	// Here it is this one.
+	write("api.addr", listener.URL+"\n")
+	calls(both, "status")
+	calls(both, "wallet", "send", to, "1")
+	calls(both, "status", "--api", address)
+	// Here nobody does, and somebody has taken its address.
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+	calls("", "status")
+	calls("", "wallet", "send", to, "1")
+	calls("Bearer k2", "status", "--api-key", "k2")
 }

@@ -14,7 +14,7 @@ func hostCommand(g *globals) *cobra.Command {
 	var from signer
 	var target string
 	stake := &cobra.Command{
-		Use: "stake AMOUNT", Short: "Put collateral behind this node's host, which is registered first if it is not", Args: oneArg("AMOUNT"),
+		Use: "stake AMOUNT", Short: "Put collateral behind this node's host, which is registered first if it is not", Args: want("AMOUNT"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return g.stake(cmd, from, target, args[0], func(host []byte, amount uint64) *ledgerpb.Tx {
 				return &ledgerpb.Tx{Action: &ledgerpb.Tx_Stake{Stake: &ledgerpb.Stake{Host: host, Amount: amount}}}
@@ -22,7 +22,7 @@ func hostCommand(g *globals) *cobra.Command {
 		},
 	}
 	unstake := &cobra.Command{
-		Use: "unstake AMOUNT", Short: "Take collateral back; the owner gets it when it has unbonded", Args: oneArg("AMOUNT"),
+		Use: "unstake AMOUNT", Short: "Take collateral back; the owner gets it when it has unbonded", Args: want("AMOUNT"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return g.stake(cmd, from, target, args[0], func(host []byte, amount uint64) *ledgerpb.Tx {
 				return &ledgerpb.Tx{Action: &ledgerpb.Tx_Unstake{Unstake: &ledgerpb.Unstake{Host: host, Amount: amount}}}
@@ -42,20 +42,24 @@ func hostCommand(g *globals) *cobra.Command {
 			},
 		},
 		&cobra.Command{
-			Use: "delegate MODEL PEER", Short: "Let another host vote for this one's work on a model; PEER 'none' takes it back, MODEL 'all' is every model", Args: cobra.ExactArgs(2),
+			Use: "delegate MODEL PEER", Short: "Let another host vote for this one's work on a model; PEER 'none' takes it back, MODEL 'all' is every model", Args: want("MODEL", "PEER"),
 			RunE: func(cmd *cobra.Command, args []string) error {
 				d := &ledgerpb.Delegate{Model: make([]byte, len(mesh.Hash{}))}
+				c, err := g.client()
+				if err != nil {
+					return err
+				}
 				if args[0] != "all" {
-					model, err := mesh.ParseHash(args[0])
+					model, err := wholeLedgerModel(cmd.Context(), c, args[0])
 					if err != nil {
-						return usageError{err}
+						return err
 					}
 					d.Model = model[:]
 				}
 				if args[1] != "none" {
-					to, err := mesh.ParseAddress(args[1])
+					to, err := wholeHost(cmd.Context(), c, args[1])
 					if err != nil {
-						return usageError{err}
+						return err
 					}
 					d.To = to[:]
 				}
@@ -66,27 +70,27 @@ func hostCommand(g *globals) *cobra.Command {
 
 func hostShowCommand(g *globals) *cobra.Command {
 	return &cobra.Command{
-		Use: "show [PEER]", Short: "Hosts on the ledger, or one of them", Args: cobra.MaximumNArgs(1),
+		Use: "show [PEER]", Short: "Hosts on the ledger, or one of them", Args: wantAtMost("PEER"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := g.client()
 			if err != nil {
 				return err
+			}
+			if len(args) == 1 {
+				if err := hostWords(args[0]); err != nil {
+					return err
+				}
 			}
 			hosts, err := c.Hosts(cmd.Context())
 			if err != nil {
 				return err
 			}
 			if len(args) == 1 {
-				peer, err := mesh.ParseAddress(args[0])
+				h, err := findHost(hosts, args[0])
 				if err != nil {
-					return usageError{err}
+					return err
 				}
-				for _, h := range hosts {
-					if h.Host == peer {
-						return g.showHost(cmd, h)
-					}
-				}
-				return fmt.Errorf("%s is no host on the ledger", peer)
+				return g.showHost(cmd, h)
 			}
 			if g.json {
 				return writeJSON(cmd.OutOrStdout(), hosts)
@@ -104,10 +108,14 @@ func (g *globals) showHost(cmd *cobra.Command, h api.LedgerHost) error {
 	if g.json {
 		return writeJSON(cmd.OutOrStdout(), h)
 	}
+	missed := fmt.Sprintf("%d blocks of the window", h.Missed)
+	if h.Proven {
+		missed = "not known to a light node; ask a full one"
+	}
 	return fields(cmd.OutOrStdout(),
 		"host", h.Host.String(), "owner", h.Owner.String(), "since", fmt.Sprintf("epoch %d", h.Since),
 		"collateral", h.Collateral.String(), "unbonding", h.Unbonding.String(),
-		"weight", fmt.Sprint(h.Weight), "power", percent(h.Power), "missed", fmt.Sprintf("%d blocks of the window", h.Missed),
+		"weight", fmt.Sprint(h.Weight), "power", percent(h.Power), "missed", missed,
 		"state", hostState(h), "key", h.ConsensusKey)
 }
 
@@ -135,16 +143,16 @@ func (g *globals) stake(cmd *cobra.Command, from signer, target, text string, ma
 	if err != nil {
 		return usageError{err}
 	}
+	c, err := g.client()
+	if err != nil {
+		return err
+	}
 	var host mesh.Address
 	if target != "" {
-		if host, err = mesh.ParseAddress(target); err != nil {
-			return usageError{err}
-		}
-	} else {
-		c, err := g.client()
-		if err != nil {
+		if host, err = wholeHost(cmd.Context(), c, target); err != nil {
 			return err
 		}
+	} else {
 		s, err := c.Status(cmd.Context())
 		if err != nil {
 			return err

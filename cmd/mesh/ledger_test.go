@@ -360,6 +360,15 @@ func TestDevLedger(t *testing.T) {
 	if code, _, stderr := meshCommand(t, "chat", "hello", "--max-tokens", "4", "--api", d.ready.API); code != exitDone {
 		t.Errorf("chat after the start: exit code %d: %s", code, stderr)
 	}
+	// The README's example, and an ID in short.
+	code, stdout, stderr := meshCommand(t, "wallet", "escrow", "10", "--json", "--home", d.ready.Home)
+	var opened api.Submitted
+	if err := json.Unmarshal([]byte(stdout), &opened); code != exitDone || err != nil || opened.Escrow.IsZero() {
+		t.Fatalf("open an escrow: exit code %d, %v: %s%s", code, err, stdout, stderr)
+	}
+	if code, stdout, stderr := meshCommand(t, "wallet", "escrow", "top", opened.Escrow.String()[:8], "1", "--home", d.ready.Home); code != exitDone || !strings.Contains(stdout, "top_escrow") {
+		t.Errorf("top it: exit code %d: %s%s", code, stdout, stderr)
+	}
 	agreeNow(t, all...)
 }
 
@@ -374,8 +383,10 @@ func checkWords(t *testing.T, d *devProcess) {
 		{[]string{"status", "--home", host.Home}, []string{"ledger", "height", "epoch", "last block", "validates with 25.0 %"}},
 		{[]string{"status", "--home", host.Home, "--json"}, []string{`"ledger": {`, `"validator": true`, `"power": 0.25`, `"catching_up": false`}},
 		{[]string{"status", "--home", d.ready.Home}, []string{"verified by headers and proofs"}},
-		{[]string{"doctor", "--home", host.Home}, []string{"ledger", "4 validators"}},
+		{[]string{"doctor", "--home", host.Home}, []string{"ledger", "4 validators", "this host is registered"}},
 		{[]string{"host", "show", "--home", host.Home}, []string{"1000 GNK", "validates", "(this node)"}},
+		{[]string{"host", "show", host.Peer.Short(), "--home", host.Home}, []string{host.Peer.String(), "blocks of the window"}},
+		{[]string{"host", "show", host.Peer.Short(), "--home", d.ready.Home}, []string{host.Peer.String(), "not known to a light node"}},
 		{[]string{"epoch", "ls", "--home", host.Home}, []string{"closed", "runs"}},
 		{[]string{"wallet", "show", "--home", d.ready.Home}, []string{"proven by a verified header", "open"}},
 		{[]string{"gov", "rules", "--home", host.Home}, []string{"epoch_blocks", "approved"}},

@@ -22,7 +22,8 @@ import (
 	"github.com/gonka-mesh/mesh/node/api"
 )
 
-// Exit codes.
+// Exit codes. Wrong use is what can be told from the words alone; that something which
+// they name is not there is a failure.
 const (
 	exitDone   = 0
 	exitFailed = 1
@@ -57,13 +58,13 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	case err == nil:
 		return exitDone
 	case errors.As(err, &usage):
-		fmt.Fprintf(stderr, "mesh: %v; see `mesh --help`\n", err)
+		fmt.Fprintf(stderr, "mesh: %s; see `mesh --help`\n", printable(err.Error()))
 		return exitUsage
 	case errors.Is(err, context.Canceled) && ctx.Err() != nil:
 		fmt.Fprintln(stderr, "mesh: interrupted")
 		return exitFailed
 	default:
-		fmt.Fprintf(stderr, "mesh: %v\n", err)
+		fmt.Fprintf(stderr, "mesh: %s\n", printable(err.Error()))
 		return exitFailed
 	}
 }
@@ -127,9 +128,12 @@ func (g *globals) complete() error {
 
 // client returns a client of the running node: the one at --api, else the one that
 // runs in the home folder. Who names no home means any node at the usual address, too.
-// The token is read where it can be: reads need none.
+//
+// What opens the node, its token and the key in its configuration, goes to the address
+// that the node of this home left, or where --home and --api were both typed. Another
+// program, of another user even, may listen at the usual address while the node is down.
 func (g *globals) client() (*api.Client, error) {
-	named := g.home != "" || os.Getenv("MESH_HOME") != ""
+	named, both := g.home != "" || os.Getenv("MESH_HOME") != "", g.home != "" && g.api != ""
 	if err := g.complete(); err != nil {
 		return nil, err
 	}
@@ -141,16 +145,20 @@ func (g *globals) client() (*api.Client, error) {
 	if err := node.ReadConfig(node.ConfigPath(home), &cfg); err != nil {
 		return nil, err
 	}
-	base, key := cmp.Or(g.api, node.RunningAPI(home)), cmp.Or(g.apiKey, cfg.APIKey)
+	running := node.RunningAPI(home)
+	base := cmp.Or(g.api, running)
 	if base == "" && !named {
 		base = cmp.Or(cfg.API, node.DefaultAPI)
 	}
 	if base != "" && !strings.Contains(base, "://") {
 		base = "http://" + base
 	}
-	token, _ := os.ReadFile(filepath.Join(home, "api.token"))
 	base = strings.TrimSuffix(strings.TrimRight(base, "/"), "/v1") // that is what programs are given
-	return &api.Client{Base: base, Home: home, Key: key, Token: strings.TrimSpace(string(token))}, nil
+	c := &api.Client{Base: base, Home: home, Key: g.apiKey}
+	if base != "" && base == running || both {
+		c.Token, c.Key = node.ReadToken(home), cmp.Or(g.apiKey, cfg.APIKey)
+	}
+	return c, nil
 }
 
 // noun makes a command that only groups its verbs.
@@ -158,7 +166,7 @@ func noun(use, short string, verbs ...*cobra.Command) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: use, Short: short, Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return usageError{fmt.Errorf("mesh %s: say what to do: %s", use, strings.Join(verbNames(cmd), ", "))}
+			return usageError{fmt.Errorf("%s: say what to do: %s", words(cmd), strings.Join(verbNames(cmd), ", "))}
 		},
 	}
 	cmd.AddCommand(verbs...)
@@ -173,21 +181,37 @@ func verbNames(cmd *cobra.Command) []string {
 	return names
 }
 
+// words are what was typed of a command, without the program's name, with which every
+// error begins.
+func words(cmd *cobra.Command) string {
+	return strings.TrimPrefix(cmd.CommandPath(), cmd.Root().Name()+" ")
+}
+
 func noArgs(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
 	}
 	if cmd.HasSubCommands() {
-		return usageError{fmt.Errorf("%s has no command %q", cmd.CommandPath(), args[0])}
+		return usageError{fmt.Errorf("there is no command %q", cmd.CommandPath()+" "+args[0])}
 	}
-	return usageError{fmt.Errorf("%s takes no argument, but got %q", cmd.CommandPath(), args[0])}
+	return usageError{fmt.Errorf("%s takes no argument, but got %q", words(cmd), args[0])}
 }
 
-// oneArg requires exactly one argument and names it in the error.
-func oneArg(name string) cobra.PositionalArgs {
+// want requires as many arguments as it names.
+func want(names ...string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
-		if len(args) != 1 {
-			return usageError{fmt.Errorf("%s wants one argument: %s", cmd.CommandPath(), name)}
+		if len(args) != len(names) {
+			return usageError{fmt.Errorf("%s wants %s: %s", words(cmd), plural(len(names), "argument"), strings.Join(names, " "))}
+		}
+		return nil
+	}
+}
+
+// wantAtMost allows one argument.
+func wantAtMost(name string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) > 1 {
+			return usageError{fmt.Errorf("%s takes one argument at most: %s", words(cmd), name)}
 		}
 		return nil
 	}

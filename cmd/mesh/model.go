@@ -13,85 +13,99 @@ import (
 )
 
 func modelCommand(g *globals) *cobra.Command {
-	return noun("model", "Models of this node and of the mesh: ls, add, rm, pull, show",
-		&cobra.Command{
-			Use: "ls", Short: "Models that this node has or knows of", Args: noArgs,
-			RunE: func(cmd *cobra.Command, _ []string) error {
-				c, err := g.client()
-				if err != nil {
-					return err
-				}
-				models, err := c.Models(cmd.Context())
-				if err != nil {
-					return err
-				}
-				if g.json {
-					return writeJSON(cmd.OutOrStdout(), models)
-				}
-				var rows [][]string
-				for _, m := range models {
-					rows = append(rows, []string{m.Name, m.Model.Short(), size(m.Bytes), fmt.Sprint(m.Context), here(m), plural(m.Hosts, "host")})
-				}
-				return list(cmd, []string{"NAME", "ID", "SIZE", "CONTEXT", "HERE", "ELSEWHERE"}, rows,
-					"no models: this node serves none and knows no host; see `mesh peer ls`")
-			},
+	return noun("model", "Models of this node and of the mesh: ls, add, rm, pull, show", modelListCommand(g), modelShowCommand(g), modelAddCommand(g), modelPullCommand(g), modelRemoveCommand(g))
+}
+
+func modelListCommand(g *globals) *cobra.Command {
+	return &cobra.Command{
+		Use: "ls", Short: "Models that this node has or knows of", Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := g.client()
+			if err != nil {
+				return err
+			}
+			models, err := c.Models(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if g.json {
+				return writeJSON(cmd.OutOrStdout(), models)
+			}
+			var rows [][]string
+			for _, m := range models {
+				rows = append(rows, []string{m.Name, m.Model.Short(), size(m.Bytes), fmt.Sprint(m.Context), here(m), plural(m.Hosts, "host")})
+			}
+			return list(cmd, []string{"NAME", "ID", "SIZE", "CONTEXT", "HERE", "ELSEWHERE"}, rows,
+				"no models: this node serves none and knows no host; see `mesh peer ls`")
 		},
-		&cobra.Command{
-			Use: "show MODEL", Short: "One model, by name or ID", Args: oneArg("MODEL"),
-			RunE: func(cmd *cobra.Command, args []string) error {
-				c, err := g.client()
-				if err != nil {
-					return err
-				}
-				models, err := c.Models(cmd.Context())
-				if err != nil {
-					return err
-				}
-				m, found, err := findModel(models, args[0])
-				if err != nil {
-					return err
-				}
-				if !found {
-					return fmt.Errorf("no model %s; `mesh model ls` shows them", args[0])
-				}
-				return showModel(cmd, g, m)
-			},
+	}
+}
+
+func modelShowCommand(g *globals) *cobra.Command {
+	return &cobra.Command{
+		Use: "show MODEL", Short: "One model, by name or ID", Args: want("MODEL"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := g.client()
+			if err != nil {
+				return err
+			}
+			models, err := c.Models(cmd.Context())
+			if err != nil {
+				return err
+			}
+			m, found, err := findModel(models, args[0])
+			if err != nil {
+				return err
+			}
+			if !found {
+				return fmt.Errorf("no model %s; `mesh model ls` shows them", args[0])
+			}
+			return showModel(cmd, g, m)
 		},
-		&cobra.Command{
-			Use: "add FILE|FOLDER|NAME|HASH", Short: "Serve a GGUF file, a folder of safetensors, or a model that the mesh has", Args: oneArg("FILE, FOLDER, NAME or HASH"),
-			RunE: func(cmd *cobra.Command, args []string) error {
-				ref, err := modelRef(args[0])
-				if err != nil {
-					return err
-				}
-				return longModel(cmd, g, ref, (*api.Client).AddModel)
-			},
+	}
+}
+
+func modelAddCommand(g *globals) *cobra.Command {
+	return &cobra.Command{
+		Use: "add FILE|FOLDER|NAME|HASH", Short: "Serve a GGUF file, a folder of safetensors, or a model that the mesh has", Args: want("FILE|FOLDER|NAME|HASH"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ref, err := modelRef(args[0])
+			if err != nil {
+				return err
+			}
+			return longModel(cmd, g, ref, (*api.Client).AddModel)
 		},
-		&cobra.Command{
-			Use: "pull HASH", Short: "Fetch a model's files from peers, without serving it", Args: oneArg("HASH"),
-			RunE: func(cmd *cobra.Command, args []string) error {
-				return longModel(cmd, g, args[0], (*api.Client).PullModel)
-			},
+	}
+}
+
+func modelPullCommand(g *globals) *cobra.Command {
+	return &cobra.Command{
+		Use: "pull HASH", Short: "Fetch a model's files from peers, without serving it", Args: want("HASH"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return longModel(cmd, g, args[0], (*api.Client).PullModel)
 		},
-		&cobra.Command{
-			Use: "rm MODEL", Short: "Stop serving a model and delete it if it was pulled", Args: oneArg("MODEL"),
-			RunE: func(cmd *cobra.Command, args []string) error {
-				c, err := g.client()
-				if err != nil {
-					return err
-				}
-				ref, err := wholeModel(cmd.Context(), c, args[0])
-				if err != nil {
-					return err
-				}
-				m, err := c.RemoveModel(cmd.Context(), ref)
-				if err != nil {
-					return err
-				}
-				return showModel(cmd, g, m)
-			},
+	}
+}
+
+func modelRemoveCommand(g *globals) *cobra.Command {
+	return &cobra.Command{
+		Use: "rm MODEL", Short: "Stop serving a model and delete it if it was pulled", Args: want("MODEL"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := g.client()
+			if err != nil {
+				return err
+			}
+			ref, err := wholeModel(cmd.Context(), c, args[0])
+			if err != nil {
+				return err
+			}
+			m, err := c.RemoveModel(cmd.Context(), ref)
+			if err != nil {
+				return err
+			}
+			return showModel(cmd, g, m)
 		},
-	)
+	}
 }
 
 // modelRef returns a path as the node needs it, which has another working directory

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
@@ -37,7 +38,13 @@ func table(w io.Writer, head []string, rows [][]string) error {
 	tw := tabwriter.NewWriter(w, 2, 8, 2, ' ', 0)
 	fmt.Fprintln(tw, strings.Join(head, "\t"))
 	for _, row := range rows {
-		fmt.Fprintln(tw, strings.Join(row, "\t"))
+		for i, cell := range row {
+			if i > 0 {
+				fmt.Fprint(tw, "\t")
+			}
+			fmt.Fprint(tw, strings.NewReplacer("\n", " ", "\t", " ").Replace(printable(cell)))
+		}
+		fmt.Fprintln(tw)
 	}
 	return tw.Flush()
 }
@@ -47,10 +54,43 @@ func fields(w io.Writer, pairs ...string) error {
 	tw := tabwriter.NewWriter(w, 2, 8, 2, ' ', 0)
 	for i := 0; i+1 < len(pairs); i += 2 {
 		if pairs[i+1] != "" {
-			fmt.Fprintf(tw, "%s\t%s\n", pairs[i], pairs[i+1])
+			fmt.Fprintf(tw, "%s\t%s\n", pairs[i], printable(pairs[i+1]))
 		}
 	}
 	return tw.Flush()
+}
+
+// printable leaves out what would command a terminal, or turn the direction of its text:
+// answers, names and refusals are of strangers.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r == '\n', r == '\t':
+			return r
+		case unicode.IsControl(r), unicode.Is(unicode.Bidi_Control, r):
+			return -1
+		}
+		return r
+	}, s)
+}
+
+// tame returns what writes only what is printable where w is a terminal; programs get an
+// answer as it is.
+func tame(w io.Writer) io.Writer {
+	if !terminal(w) {
+		return w
+	}
+	return tamed{w}
+}
+
+type tamed struct{ w io.Writer }
+
+// Write takes whole characters.
+func (t tamed) Write(b []byte) (int, error) {
+	if _, err := io.WriteString(t.w, printable(string(b))); err != nil {
+		return 0, err
+	}
+	return len(b), nil
 }
 
 func terminal(w io.Writer) bool {

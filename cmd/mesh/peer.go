@@ -10,72 +10,80 @@ import (
 )
 
 func peerCommand(g *globals) *cobra.Command {
-	return noun("peer", "The peers of the node that runs here: ls, show, connect",
-		&cobra.Command{
-			Use: "ls", Short: "Connected peers", Args: noArgs,
-			RunE: func(cmd *cobra.Command, _ []string) error {
-				c, err := g.client()
-				if err != nil {
-					return err
-				}
-				peers, err := c.Peers(cmd.Context())
-				if err != nil {
-					return err
-				}
-				if g.json {
-					return writeJSON(cmd.OutOrStdout(), peers)
-				}
-				var rows [][]string
-				for _, p := range peers {
-					rows = append(rows, []string{p.Peer.String(), p.Role, p.Transport, p.Direction,
-						fmt.Sprintf("%.1f ms", p.LatencyMS), age(p.Since), strings.Join(modelNames(p), ",")})
-				}
-				return list(cmd, []string{"PEER", "ROLE", "VIA", "DIR", "LATENCY", "SINCE", "MODELS"}, rows,
-					"no peers yet: `mesh peer connect MULTIADDR` dials one, `mesh doctor` says what is wrong")
-			},
+	return noun("peer", "The peers of the node that runs here: ls, show, connect", peerListCommand(g), peerShowCommand(g), peerConnectCommand(g))
+}
+
+func peerListCommand(g *globals) *cobra.Command {
+	return &cobra.Command{
+		Use: "ls", Short: "Connected peers", Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := g.client()
+			if err != nil {
+				return err
+			}
+			peers, err := c.Peers(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if g.json {
+				return writeJSON(cmd.OutOrStdout(), peers)
+			}
+			var rows [][]string
+			for _, p := range peers {
+				rows = append(rows, []string{p.Peer.String(), p.Role, p.Transport, p.Direction,
+					fmt.Sprintf("%.1f ms", p.LatencyMS), age(p.Since), strings.Join(modelNames(p), ",")})
+			}
+			return list(cmd, []string{"PEER", "ROLE", "VIA", "DIR", "LATENCY", "SINCE", "MODELS"}, rows,
+				"no peers yet: `mesh peer connect MULTIADDR` dials one, `mesh doctor` says what is wrong")
 		},
-		&cobra.Command{
-			Use: "show PEER", Short: "One peer", Args: oneArg("PEER"),
-			RunE: func(cmd *cobra.Command, args []string) error {
-				c, err := g.client()
-				if err != nil {
-					return err
+	}
+}
+
+func peerShowCommand(g *globals) *cobra.Command {
+	return &cobra.Command{
+		Use: "show PEER", Short: "One peer", Args: want("PEER"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := g.client()
+			if err != nil {
+				return err
+			}
+			peers, err := c.Peers(cmd.Context())
+			if err != nil {
+				return err
+			}
+			var found []api.Peer
+			for _, p := range peers {
+				if id := p.Peer.String(); id == args[0] || len(args[0]) >= minShort && strings.HasSuffix(id, args[0]) {
+					found = append(found, p)
 				}
-				peers, err := c.Peers(cmd.Context())
-				if err != nil {
-					return err
-				}
-				var found []api.Peer
-				for _, p := range peers {
-					if id := p.Peer.String(); id == args[0] || len(args[0]) >= minShort && strings.HasSuffix(id, args[0]) {
-						found = append(found, p)
-					}
-				}
-				switch len(found) {
-				case 0:
-				case 1:
-					return showPeer(cmd, g, found[0])
-				default:
-					return fmt.Errorf("%s is the end of %s and of %s; type more of it", args[0], found[0].Peer, found[1].Peer)
-				}
-				return fmt.Errorf("no connected peer %s; `mesh peer ls` shows them", args[0])
-			},
+			}
+			switch len(found) {
+			case 0:
+			case 1:
+				return showPeer(cmd, g, found[0])
+			default:
+				return fmt.Errorf("%s is the end of %s and of %s; type more of it", args[0], found[0].Peer, found[1].Peer)
+			}
+			return fmt.Errorf("no connected peer %s; `mesh peer ls` shows them", args[0])
 		},
-		&cobra.Command{
-			Use: "connect MULTIADDR", Short: "Dial a peer: /ip4/…/tcp/…/p2p/PEER", Args: oneArg("MULTIADDR"),
-			RunE: func(cmd *cobra.Command, args []string) error {
-				c, err := g.client()
-				if err != nil {
-					return err
-				}
-				p, err := c.Connect(cmd.Context(), args[0])
-				if err != nil {
-					return err
-				}
-				return showPeer(cmd, g, p)
-			},
+	}
+}
+
+func peerConnectCommand(g *globals) *cobra.Command {
+	return &cobra.Command{
+		Use: "connect MULTIADDR", Short: "Dial a peer: /ip4/…/tcp/…/p2p/PEER", Args: want("MULTIADDR"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := g.client()
+			if err != nil {
+				return err
+			}
+			p, err := c.Connect(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			return showPeer(cmd, g, p)
 		},
-	)
+	}
 }
 
 func showPeer(cmd *cobra.Command, g *globals, p api.Peer) error {

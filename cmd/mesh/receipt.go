@@ -41,7 +41,7 @@ func receiptCommand(g *globals) *cobra.Command {
 			},
 		},
 		&cobra.Command{
-			Use: "show ID", Short: "The receipts of one answer, segment by segment", Args: oneArg("ID"),
+			Use: "show ID", Short: "The receipts of one answer, segment by segment", Args: want("ID"),
 			RunE: func(cmd *cobra.Command, args []string) error {
 				if _, err := mesh.ParseHash(args[0]); err != nil && !isShort(args[0]) {
 					return usageError{fmt.Errorf("receipt %.70q: want 64 hex digits, or the first %d or more of them", args[0], minShort)}
@@ -74,7 +74,7 @@ func receiptCommand(g *globals) *cobra.Command {
 // verifyCommand checks receipts: those of an ID that the node has, or those in a file.
 func verifyCommand(g *globals) *cobra.Command {
 	return &cobra.Command{
-		Use: "verify ID|FILE", Short: "Check signatures and chain of an answer's receipts, and what the ledger says of them", Args: oneArg("ID or FILE"),
+		Use: "verify ID|FILE", Short: "Check signatures and chain of an answer's receipts, and what the ledger says of them", Args: want("ID|FILE"),
 		Long: "Check the receipts of an answer: form, signature of the host, that each goes on where the one before it ends, and, of those that an\n" +
 			"escrow pays, that the host settled them with this price. FILE is what `mesh receipt show ID --json` writes; - is the standard input.",
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -93,7 +93,7 @@ func TestShortIDs(t *testing.T) {
 		{[]string{"receipt", "verify", wrong}, exitFailed, "not found"},
 		{[]string{"receipt", "verify", "nowhere.json"}, exitFailed, "neither an ID"},
 	} {
-		code, stdout, stderr := meshCommand(t, append(c.args, "--api", n.light.Ready.API)...)
+		code, stdout, stderr := meshCommand(t, append(c.args, "--home", n.light.Ready.Home)...)
 		if code != c.code || !strings.Contains(stdout+stderr, c.want) {
 			t.Errorf("mesh %s: exit code %d, want %d and %q in\n%s%s", strings.Join(c.args, " "), code, c.code, c.want, stdout, stderr)
 		}

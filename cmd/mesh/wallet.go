@@ -30,7 +30,7 @@ func walletCommand(g *globals) *cobra.Command {
 
 func walletShowCommand(g *globals) *cobra.Command {
 	return &cobra.Command{
-		Use: "show [ADDRESS]", Short: "The balance of this node, or of an address", Args: cobra.MaximumNArgs(1),
+		Use: "show [ADDRESS]", Short: "The balance of this node, or of an address", Args: wantAtMost("ADDRESS"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var address mesh.Address
 			if len(args) == 1 {
@@ -94,7 +94,7 @@ func walletSendCommand(g *globals) *cobra.Command {
 	var memo string
 	var from signer
 	cmd := &cobra.Command{
-		Use: "send ADDRESS AMOUNT", Short: "Send money, in GNK: mesh wallet send 12D3… 1.5", Args: cobra.ExactArgs(2),
+		Use: "send ADDRESS AMOUNT", Short: "Send money, in GNK: mesh wallet send 12D3… 1.5", Args: want("ADDRESS", "AMOUNT"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			to, err := mesh.ParseAddress(args[0])
 			if err != nil {
@@ -118,17 +118,21 @@ func escrowCommand(g *globals) *cobra.Command {
 	var lanes []string
 	var from signer
 	cmd := &cobra.Command{
-		Use: "escrow AMOUNT", Short: "Set money aside for answers; hosts are paid from it as they are acknowledged", Args: oneArg("AMOUNT"),
+		Use: "escrow AMOUNT", Short: "Set money aside for answers; hosts are paid from it as they are acknowledged", Args: want("AMOUNT"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			amount, err := mesh.ParseAmount(args[0])
 			if err != nil {
 				return usageError{err}
 			}
+			c, err := g.client()
+			if err != nil {
+				return err
+			}
 			open := &ledgerpb.OpenEscrow{Amount: uint64(amount)}
 			for _, text := range lanes {
-				lane, err := parseLane(text)
+				lane, err := parseLane(cmd.Context(), c, text)
 				if err != nil {
-					return usageError{err}
+					return err
 				}
 				open.Lanes = append(open.Lanes, lane)
 			}
@@ -138,62 +142,81 @@ func escrowCommand(g *globals) *cobra.Command {
 	}
 	cmd.Flags().StringArrayVar(&lanes, "lane", nil, "HOST=AMOUNT that only this host can be paid (repeatable)")
 	from.flags(cmd)
-	top := &cobra.Command{
-		Use: "top ESCROW AMOUNT", Short: "Add money to an escrow", Args: cobra.ExactArgs(2),
+	cmd.AddCommand(escrowTopCommand(g), escrowLaneCommand(g), escrowCloseCommand(g))
+	return cmd
+}
+
+func escrowTopCommand(g *globals) *cobra.Command {
+	var from signer
+	cmd := &cobra.Command{
+		Use: "top ESCROW AMOUNT", Short: "Add money to an escrow", Args: want("ESCROW", "AMOUNT"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			id, err := mesh.ParseHash(args[0])
-			if err != nil {
-				return usageError{err}
-			}
 			amount, err := mesh.ParseAmount(args[1])
 			if err != nil {
 				return usageError{err}
+			}
+			id, err := g.wholeEscrow(cmd.Context(), from, args[0])
+			if err != nil {
+				return err
 			}
 			return g.submit(cmd, from, &ledgerpb.Tx{Action: &ledgerpb.Tx_TopEscrow{
 				TopEscrow: &ledgerpb.TopEscrow{Escrow: id[:], Amount: uint64(amount)}}})
 		},
 	}
-	lane := &cobra.Command{
-		Use: "lane ESCROW HOST=AMOUNT", Short: "Raise what one host can be paid from an escrow", Args: cobra.ExactArgs(2),
+	from.flags(cmd)
+	return cmd
+}
+
+func escrowLaneCommand(g *globals) *cobra.Command {
+	var from signer
+	cmd := &cobra.Command{
+		Use: "lane ESCROW HOST=AMOUNT", Short: "Raise what one host can be paid from an escrow", Args: want("ESCROW", "HOST=AMOUNT"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			id, err := mesh.ParseHash(args[0])
+			c, err := g.client()
 			if err != nil {
-				return usageError{err}
+				return err
 			}
-			l, err := parseLane(args[1])
+			l, err := parseLane(cmd.Context(), c, args[1])
 			if err != nil {
-				return usageError{err}
+				return err
+			}
+			id, err := g.wholeEscrow(cmd.Context(), from, args[0])
+			if err != nil {
+				return err
 			}
 			return g.submit(cmd, from, &ledgerpb.Tx{Action: &ledgerpb.Tx_SetLane{SetLane: &ledgerpb.SetLane{Escrow: id[:], Lane: l}}})
 		},
 	}
-	closing := &cobra.Command{
-		Use: "close ESCROW", Short: "Take back what hosts have not earned; paid after two epochs", Args: oneArg("ESCROW"),
+	from.flags(cmd)
+	return cmd
+}
+
+func escrowCloseCommand(g *globals) *cobra.Command {
+	var from signer
+	cmd := &cobra.Command{
+		Use: "close ESCROW", Short: "Take back what hosts have not earned; paid after two epochs", Args: want("ESCROW"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			id, err := mesh.ParseHash(args[0])
+			id, err := g.wholeEscrow(cmd.Context(), from, args[0])
 			if err != nil {
-				return usageError{err}
+				return err
 			}
 			return g.submit(cmd, from, &ledgerpb.Tx{Action: &ledgerpb.Tx_CloseEscrow{CloseEscrow: &ledgerpb.CloseEscrow{Escrow: id[:]}}})
 		},
 	}
-	for _, verb := range []*cobra.Command{top, lane, closing} {
-		from.flags(verb)
-		cmd.AddCommand(verb)
-	}
+	from.flags(cmd)
 	return cmd
 }
 
-func parseLane(text string) (*ledgerpb.Lane, error) {
+func parseLane(ctx context.Context, c *api.Client, text string) (*ledgerpb.Lane, error) {
 	host, amount, ok := strings.Cut(text, "=")
 	if !ok {
-		return nil, fmt.Errorf("lane %q: want HOST=AMOUNT", text)
-	}
-	a, err := mesh.ParseAddress(host)
-	if err != nil {
-		return nil, err
+		return nil, usageError{fmt.Errorf("lane %q: want HOST=AMOUNT", text)}
 	}
 	n, err := mesh.ParseAmount(amount)
+	if err != nil {
+		return nil, usageError{err}
+	}
+	a, err := wholeHost(ctx, c, host)
 	if err != nil {
 		return nil, err
 	}
@@ -208,6 +231,18 @@ type signer struct {
 
 func (s *signer) flags(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&s.file, "key", "", "sign with the key in this FILE (see `mesh wallet key`) instead of the node's; its passphrase is in MESH_PASSPHRASE")
+}
+
+// account is whose money it is; zero: the node's.
+func (s *signer) account() (mesh.Address, error) {
+	if s.file == "" {
+		return mesh.Address{}, nil
+	}
+	key, err := keyfile.Load(s.file, passphrase())
+	if err != nil {
+		return mesh.Address{}, err
+	}
+	return mesh.AddressOf(key.Public().(ed25519.PublicKey)), nil
 }
 
 // submit has a transaction signed, waits until it is in a block, and shows it.
@@ -272,7 +307,7 @@ func passphrase() string { return os.Getenv("MESH_PASSPHRASE") }
 func keyCommand(g *globals) *cobra.Command {
 	return noun("key", "Keys of accounts: new, import, export",
 		&cobra.Command{
-			Use: "new FILE", Short: "Make a key; it is encrypted if MESH_PASSPHRASE is set", Args: oneArg("FILE"),
+			Use: "new FILE", Short: "Make a key; it is encrypted if MESH_PASSPHRASE is set", Args: want("FILE"),
 			RunE: func(cmd *cobra.Command, args []string) error {
 				key, err := keyfile.Create(args[0], passphrase())
 				if err != nil {
@@ -282,7 +317,7 @@ func keyCommand(g *globals) *cobra.Command {
 			},
 		},
 		&cobra.Command{
-			Use: "import FILE", Short: "Make a stopped node's key of the key in a file: mesh --home DIR wallet key import FILE", Args: oneArg("FILE"),
+			Use: "import FILE", Short: "Make a stopped node's key of the key in a file: mesh --home DIR wallet key import FILE", Args: want("FILE"),
 			RunE: func(cmd *cobra.Command, args []string) error {
 				if err := g.complete(); err != nil {
 					return err
@@ -304,7 +339,7 @@ func keyCommand(g *globals) *cobra.Command {
 			},
 		},
 		&cobra.Command{
-			Use: "export FILE", Short: "Write the node's key to a file, encrypted if MESH_PASSPHRASE is set; whoever has it has the money", Args: oneArg("FILE"),
+			Use: "export FILE", Short: "Write the node's key to a file, encrypted if MESH_PASSPHRASE is set; whoever has it has the money", Args: want("FILE"),
 			RunE: func(cmd *cobra.Command, args []string) error {
 				if err := g.complete(); err != nil {
 					return err

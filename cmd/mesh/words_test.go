@@ -41,6 +41,7 @@ func TestErrorsAreWords(t *testing.T) {
 		{up("--listen", strings.TrimPrefix(other.URL, "http://"), "--api", "127.0.0.1:0", "--light"), []string{"another program has that address", "--listen"}},
 		{up("--model", n.dir, "--api", "127.0.0.1:0"), []string{"there is no " + filepath.Join(n.dir, "config.json")}},
 		{[]string{"up", "--home", "/proc/nobody/x"}, []string{"choose another folder with --home"}},
+		// Not wrong use: it may be the name of a file, and a file that is missing is a failure.
 		{[]string{"up", "--home", home, "--network", "nonsense"}, []string{"main, dev or a genesis file", "there is no nonsense"}},
 		{up("--api", "127.0.0.1:0", "--engine", "http://127.0.0.1:1"), []string{"nobody listens there", "start the server first"}},
 	} {

@@ -84,7 +84,7 @@ func TestGolden(t *testing.T) {
 		{"chat-no-host", chat, `{"model":"tiny",` + user + `}`, &fakeBackend{err: inference.ErrNoHost}},
 		{"chat-unpaid", chat, `{"model":"tiny",` + user + `}`, &fakeBackend{err: fmt.Errorf("%w: the host wants 2 GNK", inference.ErrUnpaid)}},
 		{"chat-busy", chat, `{"model":"tiny",` + user + `}`, &fakeBackend{err: inference.ErrBusy}},
-		{"chat-too-long", chat, `{"model":"tiny",` + user + `}`, &fakeBackend{err: fmt.Errorf("ask: %w", &inference.TooLongError{Prompt: 600, MaxTokens: 10, Context: 512})}},
+		{"chat-too-long", chat, `{"model":"tiny",` + user + `}`, &fakeBackend{err: fmt.Errorf("ask: %w", &inference.TooLongError{Prompt: 505, MaxTokens: 10, Context: 512})}},
 		{"chat-refused", chat, `{"model":"tiny",` + user + `}`, &fakeBackend{err: fmt.Errorf("%w: token 9 is not in the vocabulary", inference.ErrInvalid)}},
 		{"chat-internal", chat, `{"model":"tiny",` + user + `}`, &fakeBackend{err: errors.New("disk on fire")}},
 		{"chat-bad-json", chat, `{"model":"tiny",}`, &fakeBackend{}},

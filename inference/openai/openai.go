@@ -85,7 +85,7 @@ func New(cfg Config) http.Handler {
 	}
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		writeError(w, &apiError{status: http.StatusNotFound, Type: typeInvalid, Code: "not_found",
-			Message: fmt.Sprintf("there is no %s %s", r.Method, r.URL.Path)})
+			Message: fmt.Sprintf("there is no %.16s %.60s; this API has /v1/chat/completions, /v1/completions, /v1/embeddings and /v1/models", r.Method, r.URL.Path)})
 	})
 	return mux
 }

@@ -49,7 +49,16 @@ func put(path string, write func(f *os.File) error, mode os.FileMode, name func(
 }
 
 // unfinished matches the names of files that have not got theirs yet.
-var unfinished = regexp.MustCompile(`^\..+\.[0-9]+$`)
+var unfinished = regexp.MustCompile(`^\.(.+)\.[0-9]+$`)
+
+// Unfinished returns the name that a half written file was to have; empty: name is none of
+// such a file.
+func Unfinished(name string) string {
+	if m := unfinished.FindStringSubmatch(name); m != nil {
+		return m[1]
+	}
+	return ""
+}
 
 // Sweep removes what killed processes left unfinished in a folder, if it is there.
 // Nobody may write in it meanwhile.
@@ -59,7 +68,7 @@ func Sweep(dir string) error {
 		return err
 	}
 	for _, f := range files {
-		if f.Type().IsRegular() && unfinished.MatchString(f.Name()) {
+		if f.Type().IsRegular() && Unfinished(f.Name()) != "" {
 			if err := os.Remove(filepath.Join(dir, f.Name())); err != nil {
 				return err
 			}

@@ -65,7 +65,11 @@ func Write(path string, key ed25519.PrivateKey, passphrase string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return fmt.Errorf("write key: %w", err)
 	}
-	if err := atomicfile.Create(path, b, 0o600); err != nil {
+	err = atomicfile.Create(path, b, 0o600)
+	if errors.Is(err, fs.ErrExist) { // the error names a file that is gone
+		return fmt.Errorf("write key %s: %w, and may be a key that somebody needs; move it away first, or name another file", path, fs.ErrExist)
+	}
+	if err != nil {
 		return fmt.Errorf("write key %s: %w", path, err)
 	}
 	return nil

@@ -83,8 +83,12 @@ func TestPassphrase(t *testing.T) {
 	if _, err := Load(path, "wrong"); err == nil || !strings.Contains(err.Error(), "passphrase is not") {
 		t.Errorf("with a wrong passphrase: %v", err)
 	}
-	if err := Write(path, key, ""); !errors.Is(err, fs.ErrExist) {
-		t.Errorf("a key was overwritten: %v", err)
+	err = Write(path, key, "")
+	if !errors.Is(err, fs.ErrExist) {
+		t.Fatalf("a key was overwritten: %v", err)
+	}
+	if text := err.Error(); strings.Count(text, filepath.Base(path)) != 1 || !strings.Contains(text, "move it away") {
+		t.Errorf("no word of what to do: %v", err)
 	}
 }
 

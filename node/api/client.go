@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"time"
 
 	"github.com/gonka-mesh/mesh"
 	"github.com/gonka-mesh/mesh/internal/plainly"
@@ -23,9 +24,22 @@ type Client struct {
 	Base  string // http://ADDR:PORT; empty: no node runs in Home
 	Home  string // the folder in which a node was looked for
 	Key   string // API key, if the node has one
-	Token string // content of api.token in the node's home, for control calls
+	Token string // content of api.token in the node's home, for control and wallet calls
 	HTTP  *http.Client
 }
+
+// followNone asks one place, the one that was named: a redirect would take token and key
+// elsewhere.
+var followNone = &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+
+// Error is a refusal of a node.
+type Error struct {
+	Status  int
+	Code    string
+	Message string
+}
+
+func (e *Error) Error() string { return e.Message }
 
 // NotRunningError says that nobody answers at the address, or that no node runs in
 // the home folder.
@@ -38,8 +52,14 @@ func (e *NotRunningError) Error() string {
 	return fmt.Sprintf("no node answers at %s; start one with `mesh up`, or name another with --api", e.Base)
 }
 
+// statusPatience is how long a node may take to say how it is: it asks its peers no longer
+// than ledgerPatience. Another program may listen in its place, and never answer.
+const statusPatience = 15 * time.Second
+
 // Status returns the node's status.
 func (c *Client) Status(ctx context.Context) (Status, error) {
+	ctx, cancel := context.WithTimeout(ctx, statusPatience)
+	defer cancel()
 	var out Status
 	return out, c.call(ctx, http.MethodGet, "/mesh/v1/status", nil, &out)
 }
@@ -134,7 +154,7 @@ func (c *Client) Do(ctx context.Context, method, path string, body any) (*http.R
 	}
 	client := c.HTTP
 	if client == nil {
-		client = http.DefaultClient
+		client = followNone
 	}
 	resp, err := client.Do(req)
 	var dial *net.OpError
@@ -149,7 +169,10 @@ func (c *Client) Do(ctx context.Context, method, path string, body any) (*http.R
 		var doc errorDocument
 		b, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<16))
 		if json.Unmarshal(b, &doc) == nil && doc.Error.Message != "" {
-			return nil, errors.New(doc.Error.Message)
+			if doc.Error.Code == codeToken && c.Token == "" {
+				return nil, fmt.Errorf("the node at %s wants the token of its home folder for this, and it is none that runs in %s; name its folder with --home", c.Base, cmp.Or(c.Home, "a folder that was named"))
+			}
+			return nil, &Error{resp.StatusCode, doc.Error.Code, doc.Error.Message}
 		}
 		return nil, fmt.Errorf("what answers at %s is no mesh node (%s); name one with --api", c.Base, strings.ToLower(resp.Status))
 	}

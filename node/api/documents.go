@@ -30,6 +30,8 @@ type Status struct {
 	Reachability Reachability   `json:"reachability"`
 	Engines      []Engine       `json:"engines"`
 	Served       Served         `json:"served"`
+	PricePrompt  mesh.Amount    `json:"price_prompt_ngonka"` // of a token
+	PriceOutput  mesh.Amount    `json:"price_output_ngonka"`
 	MemoryBytes  int64          `json:"memory_bytes"`   // resident set
 	KVLimitBytes int64          `json:"kv_limit_bytes"` // for keys and values of all models
 	GPUs         []GPU          `json:"gpus"`
@@ -80,8 +82,7 @@ type Engine struct {
 	ModelContext int `json:"model_context"` // tokens; Context is less where the memory is
 }
 
-// Served counts what this node has computed for others and for itself, as far as
-// its receipts are kept.
+// Served counts what this node has computed for others and for itself since it started.
 type Served struct {
 	Receipts     int         `json:"receipts"`
 	PromptTokens int64       `json:"prompt_tokens"`
@@ -151,7 +152,7 @@ type Receipt struct {
 	Ended        time.Time    `json:"ended"`
 	PrefixHost   mesh.Address `json:"prefix_host"`
 	Valid        bool         `json:"valid"`  // signature and form
-	Joins        bool         `json:"joins"`  // it begins the answer, or goes on where the receipt before it ends
+	Joins        bool         `json:"joins"`  // it begins the answer, or goes on where a receipt before it ends
 	Signed       []byte       `json:"signed"` // as the host signed it, base64
 }
 

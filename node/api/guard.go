@@ -40,11 +40,14 @@ func (g Guard) Wrap(next http.Handler) http.Handler {
 	})
 }
 
+// codeToken is the code of a refusal for want of the token.
+const codeToken = "token_needed"
+
 // Control lets only callers with the token of the home folder through.
 func (g Guard) Control(next http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		if !g.hasToken(r) {
-			refuse(w, http.StatusUnauthorized, "token_needed", "control calls need the token in the file api.token of the node's home folder, in the header Mesh-Token")
+			refuse(w, http.StatusUnauthorized, codeToken, "control and wallet calls need the token in the file api.token of the node's home folder, in the header Mesh-Token")
 			return
 		}
 		next(w, r)
@@ -88,17 +91,21 @@ func sameOrigin(r *http.Request) bool {
 	return err == nil && strings.EqualFold(u.Host, r.Host)
 }
 
+// loopbackName reports whether a Host header names this machine to itself; browsers
+// resolve names below localhost so.
 func loopbackName(hostport string) bool {
 	host := hostport
 	if h, _, err := net.SplitHostPort(hostport); err == nil {
 		host = h
 	}
 	host = strings.TrimSuffix(strings.TrimPrefix(host, "["), "]")
-	if strings.EqualFold(host, "localhost") || strings.HasSuffix(strings.ToLower(host), ".localhost") {
-		return true
-	}
+	return Loopback(host) || strings.HasSuffix(strings.ToLower(host), ".localhost")
+}
+
+// Loopback reports whether a name or address is of the loopback wherever it is resolved.
+func Loopback(host string) bool {
 	ip, err := netip.ParseAddr(host)
-	return err == nil && ip.IsLoopback()
+	return strings.EqualFold(host, "localhost") || err == nil && ip.IsLoopback()
 }
 
 func short(s string) string {
@@ -121,8 +128,11 @@ type errorDocument struct {
 func refuse(w http.ResponseWriter, status int, code, message string) {
 	var doc errorDocument
 	doc.Error.Message, doc.Error.Code, doc.Error.Type = message, code, "mesh_error"
-	if status == http.StatusUnauthorized || status == http.StatusForbidden {
+	switch status {
+	case http.StatusUnauthorized, http.StatusForbidden:
 		doc.Error.Type = "authentication_error"
+	case http.StatusBadRequest, http.StatusNotFound:
+		doc.Error.Type = "invalid_request_error"
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)

@@ -1,9 +1,14 @@
 package api
 
 import (
+	"errors"
 	"net/http"
 	"net/http/httptest"
+	"strings"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 )
 
 func TestGuard(t *testing.T) {
@@ -66,5 +71,40 @@ func TestControlNeedsToken(t *testing.T) {
 	Guard{}.Control(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(204) })(w, httptest.NewRequest("POST", "/", nil))
 	if w.Code != 401 {
 		t.Errorf("a node without token lets control calls through: %d", w.Code)
+	}
+}
+
+// mute takes connections, and says nothing.
+type mute struct{}
+
+func (mute) RoundTrip(r *http.Request) (*http.Response, error) {
+	<-r.Context().Done()
+	return nil, r.Context().Err()
+}
+
+// TestMuteNode: what never answers is given up.
+func TestMuteNode(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		_, err := (&Client{Base: "http://127.0.0.1:1", HTTP: &http.Client{Transport: mute{}}}).Status(t.Context())
+		if err == nil || !strings.Contains(err.Error(), "no answer in time") || time.Since(start) != statusPatience {
+			t.Errorf("after %s: %v", time.Since(start), err)
+		}
+	})
+}
+
+// TestStarting: a node that is not up yet says so, and clients can tell.
+func TestStarting(t *testing.T) {
+	var up atomic.Bool
+	server := httptest.NewServer(Starting(&up, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { answer(w, Status{Role: "host"}, nil) })))
+	defer server.Close()
+	c := &Client{Base: server.URL}
+	var refused *Error
+	if _, err := c.Status(t.Context()); !errors.As(err, &refused) || refused.Code != CodeStarting || refused.Status != http.StatusServiceUnavailable {
+		t.Errorf("before: %v", err)
+	}
+	up.Store(true)
+	if s, err := c.Status(t.Context()); err != nil || s.Role != "host" {
+		t.Errorf("after: %+v, %v", s, err)
 	}
 }

@@ -68,7 +68,8 @@ type LedgerHost struct {
 	Tombstoned   bool         `json:"tombstoned"`
 	Missed       uint64       `json:"missed"` // blocks of the last window
 	ConsensusKey string       `json:"consensus_key"`
-	Own          bool         `json:"own"` // this node
+	Own          bool         `json:"own"`    // this node
+	Proven       bool         `json:"proven"` // by a header that this node verified, as light nodes do; missed is then not known
 }
 
 // Epoch is one epoch and what came of it.
@@ -112,6 +113,7 @@ type Proposal struct {
 	Reason   string            `json:"reason,omitempty"`
 	Tally    map[string]uint64 `json:"tally"` // yes, no, abstain, veto, all; by weight
 	Ballots  []Ballot          `json:"ballots,omitempty"`
+	Proven   bool              `json:"proven"` // by a header that this node verified, as light nodes do; ballots are then not known
 }
 
 // Ballot is one host's vote.
@@ -152,7 +154,6 @@ type Submitted struct {
 	Height mesh.Height  `json:"height"`
 	Fee    mesh.Amount  `json:"fee_ngonka"`
 	Escrow mesh.Hash    `json:"escrow"` // of an open_escrow
-	Error  string       `json:"error,omitempty"`
 }
 
 // Submit is the body of POST /mesh/v1/tx: an action that the node signs with its own
@@ -184,7 +185,7 @@ func ledgerRoutes(mux *http.ServeMux, l Ledger, g Guard) {
 		doc, err := l.LedgerStatus(r.Context())
 		answer(w, doc, err)
 	})
-	mux.HandleFunc("GET /mesh/v1/wallet", func(w http.ResponseWriter, r *http.Request) {
+	mux.HandleFunc("GET /mesh/v1/wallet", g.Control(func(w http.ResponseWriter, r *http.Request) {
 		var address mesh.Address
 		if text := r.URL.Query().Get("address"); text != "" {
 			var err error
@@ -195,7 +196,7 @@ func ledgerRoutes(mux *http.ServeMux, l Ledger, g Guard) {
 		}
 		doc, err := l.Wallet(r.Context(), address)
 		answer(w, doc, err)
-	})
+	}))
 	mux.HandleFunc("GET /mesh/v1/hosts", func(w http.ResponseWriter, r *http.Request) {
 		doc, err := l.Hosts(r.Context())
 		answer(w, doc, err)

@@ -23,16 +23,26 @@ func (stubLedger) Epoch(context.Context, mesh.Epoch) (Epoch, error) {
 	return Epoch{}, context.DeadlineExceeded
 }
 
-// TestLedgerRoutes: what everybody can read of the ledger needs no token, and to spend does.
+// stubNode takes any receipts for good.
+type stubNode struct{ Node }
+
+func (stubNode) VerifySigned(context.Context, [][]byte) Verification { return Verification{OK: true} }
+
+// TestLedgerRoutes: what everybody can read of the ledger needs no token; the wallet, to
+// spend, and to have the node ask around do.
 func TestLedgerRoutes(t *testing.T) {
-	h := Handler(nil, struct{ Control }{}, stubLedger{}, Guard{Token: "secret-token"})
+	h := Handler(stubNode{}, struct{ Control }{}, stubLedger{}, Guard{Token: "secret-token"})
 	for _, c := range []struct {
 		method, path, token, body string
 		want                      int
 		says                      string
 	}{
-		{"GET", "/mesh/v1/wallet", "", "", 200, `"balance_ngonka": 7`},
-		{"GET", "/mesh/v1/wallet?address=nobody", "", "", 400, "invalid_address"},
+		{"GET", "/mesh/v1/wallet", "", "", 401, "token_needed"},
+		{"GET", "/mesh/v1/wallet", "secret-token", "", 200, `"balance_ngonka": 7`},
+		{"GET", "/mesh/v1/wallet?address=nobody", "secret-token", "", 400, "invalid_address"},
+		{"POST", "/mesh/v1/receipts/verify", "", `[{"signed": "AA=="}]`, 401, "token_needed"},
+		{"POST", "/mesh/v1/receipts/verify", "secret-token", `[{"signed": "AA=="}]`, 200, `"ok": true`},
+		{"GET", "/mesh/v1/poc", "", "", 404, `"type":"invalid_request_error","code":"not_found"`},
 		{"GET", "/mesh/v1/rules", "", "", 404, "no_ledger"},
 		{"GET", "/mesh/v1/epochs/3", "", "", 504, "timeout"},
 		{"GET", "/mesh/v1/epochs/x", "", "", 400, "invalid_number"},

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/gonka-mesh/mesh"
@@ -43,6 +44,14 @@ func Handler(n Node, c Control, l Ledger, g Guard) http.Handler {
 		models, err := n.Models(r.Context())
 		answer(w, models, err)
 	})
+	receiptRoutes(mux, n, g)
+	controlRoutes(mux, c, g)
+	ledgerRoutes(mux, l, g)
+	mux.Handle("/mesh/v1/", Nothing)
+	return mux
+}
+
+func receiptRoutes(mux *http.ServeMux, n Node, g Guard) {
 	mux.HandleFunc("GET /mesh/v1/receipts", func(w http.ResponseWriter, r *http.Request) {
 		limit, err := strconv.Atoi(r.URL.Query().Get("limit"))
 		if err != nil || limit < 1 || limit > 1000 {
@@ -69,7 +78,8 @@ func Handler(n Node, c Control, l Ledger, g Guard) http.Handler {
 		doc, err := n.VerifyReceipt(r.Context(), id)
 		answer(w, doc, err)
 	})
-	mux.HandleFunc("POST /mesh/v1/receipts/verify", func(w http.ResponseWriter, r *http.Request) {
+	// A list of anybody's receipts makes the node ask their hosts.
+	mux.HandleFunc("POST /mesh/v1/receipts/verify", g.Control(func(w http.ResponseWriter, r *http.Request) {
 		var in []struct {
 			Signed []byte `json:"signed"` // of a Receipt; its other fields say the same again
 		}
@@ -82,7 +92,10 @@ func Handler(n Node, c Control, l Ledger, g Guard) http.Handler {
 			signed = append(signed, one.Signed)
 		}
 		answer(w, n.VerifySigned(r.Context(), signed), nil)
-	})
+	}))
+}
+
+func controlRoutes(mux *http.ServeMux, c Control, g Guard) {
 	mux.HandleFunc("POST /mesh/v1/peers", g.Control(func(w http.ResponseWriter, r *http.Request) {
 		if ref, ok := readRef(w, r); ok {
 			peer, err := c.Connect(r.Context(), ref)
@@ -95,11 +108,26 @@ func Handler(n Node, c Control, l Ledger, g Guard) http.Handler {
 		m, err := c.RemoveModel(r.Context(), r.PathValue("ref"))
 		answer(w, m, err)
 	}))
-	ledgerRoutes(mux, l, g)
-	mux.HandleFunc("/mesh/v1/", func(w http.ResponseWriter, r *http.Request) {
-		refuse(w, http.StatusNotFound, "not_found", "no such call: "+r.Method+" "+short(r.URL.Path))
+}
+
+// Nothing answers where there is nothing.
+var Nothing = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	refuse(w, http.StatusNotFound, "not_found", "there is no "+short(r.Method)+" "+short(r.URL.Path)+"; programs talk to /v1 (OpenAI dialect), docs/operate.md has the rest")
+})
+
+// CodeStarting is the code of a refusal of a node that is not up yet.
+const CodeStarting = "starting"
+
+// Starting answers for next until a node is up.
+func Starting(up *atomic.Bool, next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !up.Load() {
+			w.Header().Set("Retry-After", "1")
+			refuse(w, http.StatusServiceUnavailable, CodeStarting, "this node is starting: it loads its models and joins the network; ask again in a moment")
+			return
+		}
+		next.ServeHTTP(w, r)
 	})
-	return mux
 }
 
 // ledgerPatience is how long a node may ask its peers about the ledger for its status.
