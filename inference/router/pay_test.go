@@ -69,6 +69,8 @@ func (t *testTill) Admit(_ *inference.Request, most mesh.Amount) (func(*inferenc
 	}, nil
 }
 
+func (t *testTill) Pays(mesh.Address, mesh.Hash, mesh.Epoch, mesh.Amount) error { return nil }
+
 func (t *testTill) Voucher(s *inferencepb.Signed) error {
 	v, err := inference.ParseVoucher(network, addressOf(1000), s)
 	if err != nil {
