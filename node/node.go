@@ -109,7 +109,7 @@ func (n *Node) build() (err error) {
 	if n.purse, err = openPurse(network, n.key, n.receipts, n.home.Path("escrows.json")); err != nil {
 		return err
 	}
-	routing := router.Config{InterToken: time.Duration(n.cfg.InterTokenMS) * time.Millisecond}
+	routing := router.Config{InterToken: time.Duration(n.cfg.InterTokenMS) * time.Millisecond, TokenCap: mesh.Amount(n.cfg.PriceCap)}
 	var hosting Till
 	if n.genesis.Ledger != nil {
 		routing.Purse = n.purse
