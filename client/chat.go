@@ -26,7 +26,8 @@ type Chat struct {
 	Temperature float32
 	Seed        *uint64 // nil: one is drawn
 	Stop        []string
-	PriceCap    mesh.Amount // 0: none
+	PriceCap    mesh.Amount // of the whole answer; 0: none
+	TokenCap    mesh.Amount // of a token, of prompt or answer; 0: 5 times the median of what hosts advertise
 }
 
 // Answer is what came back.
@@ -45,7 +46,7 @@ type Answer struct {
 // ends the answer. Answers that break off are continued by other hosts, and what the
 // hosts sign is checked and kept as the client's receipts.
 func (c *Client) Chat(ctx context.Context, q Chat, emit func(text string) error) (Answer, error) {
-	ask := inference.Ask{Model: q.Model, MaxTokens: q.MaxTokens, Seed: q.Seed, Stop: q.Stop, PriceCap: q.PriceCap,
+	ask := inference.Ask{Model: q.Model, MaxTokens: q.MaxTokens, Seed: q.Seed, Stop: q.Stop, PriceCap: q.PriceCap, TokenCap: q.TokenCap,
 		Sampling: &inferencepb.Sampling{Temperature: q.Temperature}}
 	if len(q.Messages) == 0 {
 		return Answer{}, errors.New("client: nothing is asked")

@@ -24,9 +24,10 @@ type Ask struct {
 	LogProbs     bool
 	TopLogProbs  int
 	IgnoreEOS    bool
-	PriceCap     mesh.Amount
-	Embed        bool // a vector is wanted, of Prompt or PromptTokens, which alone then stand beside Model
-	Width        int  // of the vector; 0: the model's
+	PriceCap     mesh.Amount // of all that is answered; 0: none
+	TokenCap     mesh.Amount // of a token, of prompt or answer; 0: the router's
+	Embed        bool        // a vector is wanted, of Prompt or PromptTokens, which alone then stand beside Model
+	Width        int         // of the vector; 0: the model's
 }
 
 // Event is a step of an answer. Events of one choice come in order; those of

@@ -165,11 +165,12 @@ func ClassOf(f *inferencepb.Fingerprint) Class {
 // Errors that callers branch on. Wrapped ones carry what was asked.
 var (
 	ErrUnknownModel = errors.New("unknown model")          // nobody reachable has it
-	ErrNoHost       = errors.New("no host can answer now") // all busy, gone or too dear
+	ErrNoHost       = errors.New("no host can answer now") // all busy or gone
 	ErrUnpaid       = errors.New("no escrow pays for it")  // and hosts want money
-	ErrInvalid      = errors.New("invalid request")        // the caller's fault
-	ErrBusy         = errors.New("busy")                   // this host's queue is full
-	ErrNumeric      = errors.New("outside the contract")   // a value left the numeric contract
+	ErrTooDear      = errors.New("no host at or below the price cap")
+	ErrInvalid      = errors.New("invalid request")      // the caller's fault
+	ErrBusy         = errors.New("busy")                 // this host's queue is full
+	ErrNumeric      = errors.New("outside the contract") // a value left the numeric contract
 )
 
 // TooLongError says that prompt and output do not fit the model's context.

@@ -53,6 +53,7 @@ type Config struct {
 	MemoryMB     int64  `yaml:"memory"`        // limit of the KV caches of all models in MiB; 0: a quarter of the machine
 	PricePrompt  uint64 `yaml:"price-prompt"`  // ngonka per prompt token
 	PriceOutput  uint64 `yaml:"price-output"`  // ngonka per output token
+	PriceCap     uint64 `yaml:"price-cap"`     // ngonka that a token of this node's own answers may cost; 0: 5 times the median of what hosts of the model advertise
 	Credit       uint64 `yaml:"credit"`        // ngonka that a payer without an escrow may have for nothing in an epoch
 	NoMDNS       bool   `yaml:"no-mdns"`       // do not look for peers on the local network
 	NoPortMap    bool   `yaml:"no-portmap"`    // do not ask the router for a port

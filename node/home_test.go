@@ -284,10 +284,10 @@ func TestConfigFile(t *testing.T) {
 	if err := ReadConfig(path, &c); err != nil {
 		t.Fatalf("no file: %v", err)
 	}
-	if err := os.WriteFile(path, []byte("network: dev\nmodel: [a.gguf, b.gguf]\nprice-output: 7\n"), 0o600); err != nil {
+	if err := os.WriteFile(path, []byte("network: dev\nmodel: [a.gguf, b.gguf]\nprice-output: 7\nprice-cap: 9\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := ReadConfig(path, &c); err != nil || c.Network != "dev" || len(c.Models) != 2 || c.PriceOutput != 7 {
+	if err := ReadConfig(path, &c); err != nil || c.Network != "dev" || len(c.Models) != 2 || c.PriceOutput != 7 || c.PriceCap != 9 {
 		t.Fatalf("%+v, %v", c, err)
 	}
 	if err := os.WriteFile(path, []byte("bootstraps: dev\n"), 0o600); err != nil {

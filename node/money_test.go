@@ -50,14 +50,17 @@ func addressOfKey(key ed25519.PrivateKey) mesh.Address {
 // requests of the epoch before are taken for 4.
 const moneyEpoch = 10
 
-func newMoneyChain(t *testing.T) *moneyChain {
+func newMoneyChain(t *testing.T) *moneyChain { return newMoneyChainOf(t) }
+
+// newMoneyChainOf has more hosts.
+func newMoneyChainOf(t *testing.T, others ...DevHost) *moneyChain {
 	t.Helper()
 	c := &moneyChain{t: t, host: moneyKey(1), payers: []ed25519.PrivateKey{moneyKey(10), moneyKey(11)}}
 	var err error
 	if c.key, err = consensus.LoadKey(t.TempDir(), ""); err != nil {
 		t.Fatal(err)
 	}
-	doc, err := NewDevGenesis(time.Now(), DevNetwork{Hosts: []DevHost{{addressOfKey(c.host), c.key}},
+	doc, err := NewDevGenesis(time.Now(), DevNetwork{Hosts: append([]DevHost{{addressOfKey(c.host), c.key}}, others...),
 		Client: addressOfKey(c.payers[0]), EpochBlocks: moneyEpoch, Block: time.Second})
 	if err != nil {
 		t.Fatal(err)

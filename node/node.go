@@ -134,7 +134,7 @@ func (n *Node) build() (err error) {
 // payments opens the till, and says how router and host pay and are paid: on a network
 // without a ledger, not at all.
 func (n *Node) payments(self mesh.Address) (routing router.Config, hosting Till, err error) {
-	routing.InterToken = time.Duration(n.cfg.InterTokenMS) * time.Millisecond
+	routing.InterToken, routing.TokenCap = time.Duration(n.cfg.InterTokenMS)*time.Millisecond, mesh.Amount(n.cfg.PriceCap)
 	if n.genesis.Ledger == nil {
 		return routing, nil, nil
 	}

@@ -30,6 +30,7 @@ type chatRequest struct {
 	MaxTokens     int            `json:"max_tokens,omitempty"`
 	Temperature   *float64       `json:"temperature,omitempty"`
 	Seed          *int64         `json:"seed,omitempty"`
+	PriceCap      int64          `json:"mesh_price_cap,omitempty"`
 }
 
 // chatAnswer is what came back, and the document of --json.
@@ -57,6 +58,9 @@ func chatCommand(g *globals) *cobra.Command {
 			}
 			if cmd.Flags().Changed("temperature") {
 				in.Temperature = &temperature
+			}
+			if cmd.Flags().Changed("price-cap") && in.PriceCap < 1 {
+				return usageError{fmt.Errorf("--price-cap %d: from 1 ngonka a token", in.PriceCap)}
 			}
 			if cmd.Flags().Changed("seed") {
 				in.Seed = &seed
@@ -92,6 +96,7 @@ func chatCommand(g *globals) *cobra.Command {
 	f.StringVar(&system, "system", "", "system prompt")
 	f.IntVar(&in.MaxTokens, "max-tokens", 0, "most tokens of an answer (default: what fits)")
 	f.Float64Var(&temperature, "temperature", 0, "0 to 2")
+	f.Int64Var(&in.PriceCap, "price-cap", 0, "ngonka a token may cost (default: what the node is set to)")
 	f.Int64Var(&seed, "seed", 0, "seed of the sampling; equal seeds give equal answers")
 	return cmd
 }

@@ -266,6 +266,11 @@ func TestDevLedger(t *testing.T) {
 	})
 	agreeNow(t, all...)
 
+	code, _, stderr := meshCommand(t, "chat", "What is Mesh?", "--max-tokens", "8", "--price-cap", "999", "--api", d.ready.API)
+	if code != exitFailed || !strings.Contains(stderr, "no host at or below the price cap") || !strings.Contains(stderr, "1000") {
+		t.Errorf("below what hosts ask: exit code %d, %s", code, stderr)
+	}
+
 	// Within one epoch, so that one settlement has it all.
 	var s api.LedgerStatus
 	within(t, patience, "the first half of an epoch", func() bool {
@@ -281,7 +286,7 @@ func TestDevLedger(t *testing.T) {
 	var epoch mesh.Epoch
 	var price mesh.Amount
 	for i := range 3 {
-		code, stdout, stderr := meshCommand(t, "chat", "What is Mesh?", "--max-tokens", "8", "--json", "--api", d.ready.API)
+		code, stdout, stderr := meshCommand(t, "chat", "What is Mesh?", "--max-tokens", "8", "--price-cap", "1000", "--json", "--api", d.ready.API)
 		var a chatAnswer
 		if err := json.Unmarshal([]byte(stdout), &a); code != exitDone || err != nil {
 			t.Fatalf("answer %d: exit code %d, %v: %s", i, code, err, stderr)

@@ -78,6 +78,7 @@ func TestShortIDs(t *testing.T) {
 		want string
 	}{
 		{[]string{"chat", "hello", "--max-tokens", "4", "--json", "--model", model[:6]}, exitDone, `"receipt"`},
+		{[]string{"chat", "hello", "--price-cap", "0"}, exitUsage, "from 1"},
 		{[]string{"model", "show", model[:12]}, exitDone, model},
 		{[]string{"receipt", "show", request[:6]}, exitDone, request},
 		{[]string{"receipt", "show", request[:63]}, exitDone, request},

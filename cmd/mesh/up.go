@@ -64,6 +64,7 @@ func upCommand(g *globals) *cobra.Command {
 	f.Int64Var(&cfg.MemoryMB, "memory", 0, "limit of the KV caches of all models in MiB (default: a quarter of the machine)")
 	f.Uint64Var(&cfg.PricePrompt, "price-prompt", 0, "price of a prompt token in ngonka")
 	f.Uint64Var(&cfg.PriceOutput, "price-output", 0, "price of an output token in ngonka")
+	f.Uint64Var(&cfg.PriceCap, "price-cap", 0, "ngonka a token of this node's own answers may cost (default 5 times the median of the adverts)")
 	f.Uint64Var(&cfg.Credit, "credit", 0, "ngonka a payer without an escrow may have for nothing in an epoch")
 	f.StringVar(&cfg.Trust, "trust", "", "HEIGHT:HASH of a ledger block to trust, where the genesis is too old to")
 	f.BoolVar(&cfg.NoMDNS, "no-mdns", false, "do not look for peers on the local network")
@@ -109,6 +110,7 @@ func mergeConfig(flags *pflag.FlagSet, g *globals, typed node.Config) (node.Conf
 		"memory":        func() { cfg.MemoryMB = typed.MemoryMB },
 		"price-prompt":  func() { cfg.PricePrompt = typed.PricePrompt },
 		"price-output":  func() { cfg.PriceOutput = typed.PriceOutput },
+		"price-cap":     func() { cfg.PriceCap = typed.PriceCap },
 		"credit":        func() { cfg.Credit = typed.Credit },
 		"trust":         func() { cfg.Trust = typed.Trust },
 		"no-mdns":       func() { cfg.NoMDNS = typed.NoMDNS },

@@ -40,6 +40,9 @@ type Till interface {
 	// Admit reserves what an answer may cost, or refuses in words for the payer. done ends
 	// the reservation, once; receipt is the answer's last one, nil where there is nothing to pay.
 	Admit(req *inference.Request, most mesh.Amount) (done func(receipt *inferencepb.Signed), err error)
+	// Pays refuses, as CodeUnpaid, an escrow that has less than so much for this host in an
+	// epoch. Another error says that it cannot be told now.
+	Pays(payer mesh.Address, escrow mesh.Hash, epoch mesh.Epoch, least mesh.Amount) error
 	// Voucher takes a payer's acknowledgement.
 	Voucher(signed *inferencepb.Signed) error
 	// Proof returns the encoded proof that a receipt is in this host's settlement.

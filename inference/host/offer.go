@@ -2,6 +2,7 @@ package host
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"time"
@@ -53,6 +54,27 @@ func (h *Host) Offer(ask *inferencepb.OfferAsk) *inferencepb.Offer {
 	return o
 }
 
+// offerTo is Offer for a payer who may say which escrow the request will draw on: one that
+// has nothing for this host is told so now, instead of by a call that is refused.
+func (h *Host) offerTo(payer mesh.Address, ask *inferencepb.OfferAsk) *inferencepb.Offer {
+	o := h.Offer(ask)
+	prompt, output := o.GetCapability().GetPricePrompt(), o.GetCapability().GetPriceOutput()
+	escrow, err := mesh.HashFromBytes(ask.GetEscrow())
+	if h.cfg.Till == nil || err != nil || payer == h.self || prompt == 0 && output == 0 {
+		return o
+	}
+	least, err := mesh.Amount(prompt).Add(mesh.Amount(output)) // a question and an answer have a token each
+	if err != nil {
+		return o
+	}
+	err = h.cfg.Till.Pays(payer, escrow, mesh.Epoch(ask.GetEpoch()), least)
+	var refusal *inference.Refusal
+	if errors.As(err, &refusal) && refusal.Code == inference.CodeUnpaid {
+		return &inferencepb.Offer{Reason: refusal.Message, Unpaid: true}
+	}
+	return o
+}
+
 // healthOf returns why an engine that is a server of its own cannot answer now, or nil.
 func healthOf(e inference.Engine) error {
 	if h, ok := e.(interface{ Healthy() error }); ok {
@@ -74,7 +96,7 @@ func (h *Host) ServeOffer(ctx context.Context, peer mesh.Address, c net.Conn) {
 	answer := call.GetOffer()
 	switch {
 	case call.GetAsk() != nil:
-		answer = h.Offer(call.GetAsk())
+		answer = h.offerTo(peer, call.GetAsk())
 	case answer == nil:
 		h.cfg.Penalise(peer, "offer: an empty call", pointsBadCall)
 		return
@@ -129,9 +151,10 @@ func (h *Host) offerFor(t *inference.Task) *inferencepb.Offer {
 	if !idle {
 		return nil
 	}
-	o := h.Offer(&inferencepb.OfferAsk{
+	o := h.offerTo(t.Payer, &inferencepb.OfferAsk{
 		Model: found.capability.Model, PromptTokens: t.Pb.GetPromptTokens(),
 		MaxTokens: t.Pb.GetMaxTokens(), Choices: t.Pb.GetChoices(),
+		Escrow: t.Pb.GetEscrow(), Epoch: t.Pb.GetEpoch(),
 	})
 	if !o.Accept {
 		return nil

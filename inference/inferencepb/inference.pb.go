@@ -1156,6 +1156,8 @@ type OfferAsk struct {
 	PromptTokens  uint32                 `protobuf:"varint,2,opt,name=prompt_tokens,json=promptTokens,proto3" json:"prompt_tokens,omitempty"` // an estimate
 	MaxTokens     uint32                 `protobuf:"varint,3,opt,name=max_tokens,json=maxTokens,proto3" json:"max_tokens,omitempty"`
 	Choices       uint32                 `protobuf:"varint,4,opt,name=choices,proto3" json:"choices,omitempty"`
+	Escrow        []byte                 `protobuf:"bytes,5,opt,name=escrow,proto3" json:"escrow,omitempty"` // that the request will draw on; empty: none, or not said
+	Epoch         uint64                 `protobuf:"varint,6,opt,name=epoch,proto3" json:"epoch,omitempty"`  // of the request
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1218,6 +1220,20 @@ func (x *OfferAsk) GetChoices() uint32 {
 	return 0
 }
 
+func (x *OfferAsk) GetEscrow() []byte {
+	if x != nil {
+		return x.Escrow
+	}
+	return nil
+}
+
+func (x *OfferAsk) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
 // Offer is the answer, and also what an idle host sends to the author of a Task.
 type Offer struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1230,6 +1246,7 @@ type Offer struct {
 	TokenUs       uint32                 `protobuf:"varint,7,opt,name=token_us,json=tokenUs,proto3" json:"token_us,omitempty"`                // expected time per output token
 	Task          []byte                 `protobuf:"bytes,8,opt,name=task,proto3" json:"task,omitempty"`                                      // hash of the Task that it answers
 	CachedTokens  uint32                 `protobuf:"varint,9,opt,name=cached_tokens,json=cachedTokens,proto3" json:"cached_tokens,omitempty"` // of the prompt, already computed
+	Unpaid        bool                   `protobuf:"varint,10,opt,name=unpaid,proto3" json:"unpaid,omitempty"`                                // nothing of the escrow in the ask is for this host; it does not accept
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1327,6 +1344,13 @@ func (x *Offer) GetCachedTokens() uint32 {
 	return 0
 }
 
+func (x *Offer) GetUnpaid() bool {
+	if x != nil {
+		return x.Unpaid
+	}
+	return false
+}
+
 // OfferCall opens an offer stream: an ask, which the other side answers with an
 // Offer, or an idle host's offer for a Task of the other side, which it echoes.
 type OfferCall struct {
@@ -1394,7 +1418,9 @@ type Task struct {
 	PriceCap      uint64                 `protobuf:"varint,8,opt,name=price_cap,json=priceCap,proto3" json:"price_cap,omitempty"`
 	DeadlineMs    int64                  `protobuf:"varint,9,opt,name=deadline_ms,json=deadlineMs,proto3" json:"deadline_ms,omitempty"` // Unix milliseconds
 	Payer         []byte                 `protobuf:"bytes,10,opt,name=payer,proto3" json:"payer,omitempty"`
-	Addrs         []string               `protobuf:"bytes,11,rep,name=addrs,proto3" json:"addrs,omitempty"` // multiaddresses under which the author is reached
+	Addrs         []string               `protobuf:"bytes,11,rep,name=addrs,proto3" json:"addrs,omitempty"`   // multiaddresses under which the author is reached
+	Escrow        []byte                 `protobuf:"bytes,12,opt,name=escrow,proto3" json:"escrow,omitempty"` // that the request will draw on; empty: none, or not said
+	Epoch         uint64                 `protobuf:"varint,13,opt,name=epoch,proto3" json:"epoch,omitempty"`  // of the request
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1504,6 +1530,20 @@ func (x *Task) GetAddrs() []string {
 		return x.Addrs
 	}
 	return nil
+}
+
+func (x *Task) GetEscrow() []byte {
+	if x != nil {
+		return x.Escrow
+	}
+	return nil
+}
+
+func (x *Task) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
 }
 
 // Cancel ends a request; the payer signs it.
@@ -1751,13 +1791,15 @@ const file_inference_inferencepb_inference_proto_rawDesc = "" +
 	"\x04size\x18\t \x01(\x04R\x04size\x12#\n" +
 	"\rmodel_context\x18\n" +
 	" \x01(\rR\fmodelContext\x12\x14\n" +
-	"\x05embed\x18\v \x01(\rR\x05embed\"~\n" +
+	"\x05embed\x18\v \x01(\rR\x05embed\"\xac\x01\n" +
 	"\bOfferAsk\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\fR\x05model\x12#\n" +
 	"\rprompt_tokens\x18\x02 \x01(\rR\fpromptTokens\x12\x1d\n" +
 	"\n" +
 	"max_tokens\x18\x03 \x01(\rR\tmaxTokens\x12\x18\n" +
-	"\achoices\x18\x04 \x01(\rR\achoices\"\x93\x02\n" +
+	"\achoices\x18\x04 \x01(\rR\achoices\x12\x16\n" +
+	"\x06escrow\x18\x05 \x01(\fR\x06escrow\x12\x14\n" +
+	"\x05epoch\x18\x06 \x01(\x04R\x05epoch\"\xab\x02\n" +
 	"\x05Offer\x12\x16\n" +
 	"\x06accept\x18\x01 \x01(\bR\x06accept\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12=\n" +
@@ -1769,10 +1811,12 @@ const file_inference_inferencepb_inference_proto_rawDesc = "" +
 	"\await_ms\x18\x06 \x01(\rR\x06waitMs\x12\x19\n" +
 	"\btoken_us\x18\a \x01(\rR\atokenUs\x12\x12\n" +
 	"\x04task\x18\b \x01(\fR\x04task\x12#\n" +
-	"\rcached_tokens\x18\t \x01(\rR\fcachedTokens\"j\n" +
+	"\rcached_tokens\x18\t \x01(\rR\fcachedTokens\x12\x16\n" +
+	"\x06unpaid\x18\n" +
+	" \x01(\bR\x06unpaid\"j\n" +
 	"\tOfferCall\x12-\n" +
 	"\x03ask\x18\x01 \x01(\v2\x1b.mesh.inference.v1.OfferAskR\x03ask\x12.\n" +
-	"\x05offer\x18\x02 \x01(\v2\x18.mesh.inference.v1.OfferR\x05offer\"\xb7\x02\n" +
+	"\x05offer\x18\x02 \x01(\v2\x18.mesh.inference.v1.OfferR\x05offer\"\xe5\x02\n" +
 	"\x04Task\x12\x18\n" +
 	"\anetwork\x18\x01 \x01(\tR\anetwork\x12\x18\n" +
 	"\arequest\x18\x02 \x01(\fR\arequest\x12\x14\n" +
@@ -1788,7 +1832,9 @@ const file_inference_inferencepb_inference_proto_rawDesc = "" +
 	"deadlineMs\x12\x14\n" +
 	"\x05payer\x18\n" +
 	" \x01(\fR\x05payer\x12\x14\n" +
-	"\x05addrs\x18\v \x03(\tR\x05addrs\":\n" +
+	"\x05addrs\x18\v \x03(\tR\x05addrs\x12\x16\n" +
+	"\x06escrow\x18\f \x01(\fR\x06escrow\x12\x14\n" +
+	"\x05epoch\x18\r \x01(\x04R\x05epoch\":\n" +
 	"\x06Cancel\x12\x18\n" +
 	"\arequest\x18\x01 \x01(\fR\arequest\x12\x16\n" +
 	"\x06choice\x18\x02 \x01(\rR\x06choice\"\xb2\x01\n" +

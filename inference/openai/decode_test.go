@@ -48,7 +48,7 @@ func TestChatAsk(t *testing.T) {
 	c, err := decodeChat([]byte(`{
 		"model": "tiny", "n": 3, "seed": -1, "max_tokens": 5, "max_completion_tokens": 6.0, "stop": ["a", "b"],
 		"temperature": 0.5, "top_p": 1, "top_k": -1, "min_p": 0.25, "frequency_penalty": -2, "presence_penalty": 2,
-		"repetition_penalty": 1.0, "ignore_eos": true, "logit_bias": {"7": 1.5, "3": -100, "5": 0},
+		"repetition_penalty": 1.0, "ignore_eos": true, "mesh_price_cap": 250, "logit_bias": {"7": 1.5, "3": -100, "5": 0},
 		"logprobs": true, "top_logprobs": 20, "stream": true, "stream_options": {"include_usage": true},
 		"tools": [ {"type": "function", "function": {"name": "f", "parameters": {"z": 1.0, "a": "<é>"}}} ],
 		"tool_choice": {"type": "function", "function": {"name": "f"}},
@@ -71,7 +71,7 @@ func TestChatAsk(t *testing.T) {
 		t.Errorf("call: %+v", c)
 	}
 	a := c.asks[0]
-	if a.Model != "tiny" || a.Choices != 3 || a.MaxTokens != 6 || !a.IgnoreEOS || !a.LogProbs || a.TopLogProbs != 20 ||
+	if a.Model != "tiny" || a.Choices != 3 || a.MaxTokens != 6 || !a.IgnoreEOS || a.TokenCap != 250 || !a.LogProbs || a.TopLogProbs != 20 ||
 		*a.Seed != math.MaxUint64 || strings.Join(a.Stop, "|") != "a|b" {
 		t.Errorf("ask: %+v", a)
 	}
@@ -167,6 +167,8 @@ func TestBadRequests(t *testing.T) {
 		{"chat", `{"n":17,` + user + `}`, "n", "from 1 to 16"},
 		{"chat", `{"max_tokens":0,` + user + `}`, "max_tokens", "from 1"},
 		{"chat", `{"max_completion_tokens":1e30,` + user + `}`, "max_completion_tokens", "whole number"},
+		{"chat", `{"mesh_price_cap":0,` + user + `}`, "mesh_price_cap", "from 1"},
+		{"chat", `{"mesh_price_cap":"5",` + user + `}`, "mesh_price_cap", "whole number"},
 		{"chat", `{"seed":1.5,` + user + `}`, "seed", "whole number"},
 		{"chat", `{"seed":18446744073709551616,` + user + `}`, "seed", "64 bits"},
 		{"chat", `{"stop":5,` + user + `}`, "stop", "string or an array"},

@@ -61,7 +61,7 @@ func decodeEmbedding(body []byte) (*embedCall, error) {
 	default:
 		f.fail("encoding_format", "is %.40q; float and base64 are allowed", form)
 	}
-	ask := inference.Ask{Model: c.model, Embed: true, Width: int(f.integer("dimensions", 1, inference.MaxWidth, 0))}
+	ask := inference.Ask{Model: c.model, Embed: true, Width: int(f.integer("dimensions", 1, inference.MaxWidth, 0)), TokenCap: tokenCap(f)}
 	texts, tokens := prompts(f, "input", maxInputs)
 	for i, text := range texts {
 		if text == "" {

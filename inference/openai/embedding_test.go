@@ -22,7 +22,7 @@ func TestInputs(t *testing.T) {
 		body, want string
 	}{
 		{`{"input":"a"}`, `a[] 0 false`}, {`{"input":["a","b"],"dimensions":null}`, `a[] b[] 0 false`},
-		{`{"input":[1,2.0],"dimensions":8}`, `[1 2] 8 false`}, {`{"input":[[1],[2,3]],"encoding_format":"base64","dimensions":8.0}`, `[1] [2 3] 8 true`},
+		{`{"input":[1,2.0],"dimensions":8,"mesh_price_cap":5}`, `[1 2] 8 false`}, {`{"input":[[1],[2,3]],"encoding_format":"base64","dimensions":8.0}`, `[1] [2 3] 8 true`},
 	} {
 		c, err := decodeEmbedding([]byte(tc.body))
 		if err != nil {
@@ -34,6 +34,9 @@ func TestInputs(t *testing.T) {
 			if !a.Embed || a.MaxTokens != 0 || a.Sampling != nil || a.Width != c.asks[0].Width {
 				t.Errorf("%s: %+v", tc.body, a)
 			}
+		}
+		if capped := strings.Contains(tc.body, "mesh_price_cap"); capped != (c.asks[0].TokenCap == 5) {
+			t.Errorf("%s: a token may cost %d", tc.body, c.asks[0].TokenCap)
 		}
 		if got += fmt.Sprint(c.asks[0].Width, " ", c.base64); got != tc.want {
 			t.Errorf("%s: %s, want %s", tc.body, got, tc.want)

@@ -106,6 +106,8 @@ func errorOf(err error, model, prompt string) *apiError {
 		return &apiError{status: http.StatusTooManyRequests, retry: "1", Type: typeRate, Code: "busy", Message: err.Error()}
 	case errors.Is(err, inference.ErrUnpaid): // no 429, which clients send again by themselves
 		return &apiError{status: http.StatusPaymentRequired, Type: typeQuota, Code: "unpaid", Message: err.Error()}
+	case errors.Is(err, inference.ErrTooDear):
+		return &apiError{status: http.StatusPaymentRequired, Type: typeQuota, Code: "price_cap", Message: err.Error()}
 	case errors.Is(err, inference.ErrNoHost):
 		return &apiError{status: http.StatusServiceUnavailable, retry: "1", Type: typeServer, Code: "no_host", Message: err.Error()}
 	case errors.Is(err, context.DeadlineExceeded):

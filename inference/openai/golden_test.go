@@ -83,6 +83,7 @@ func TestGolden(t *testing.T) {
 		{"chat-unknown-model", chat, `{"model":"gpt-9","stream":true,` + user + `}`, &fakeBackend{err: fmt.Errorf("find hosts: %w", inference.ErrUnknownModel)}},
 		{"chat-no-host", chat, `{"model":"tiny",` + user + `}`, &fakeBackend{err: inference.ErrNoHost}},
 		{"chat-unpaid", chat, `{"model":"tiny",` + user + `}`, &fakeBackend{err: fmt.Errorf("%w: the host wants 2 GNK", inference.ErrUnpaid)}},
+		{"chat-too-dear", chat, `{"model":"tiny","mesh_price_cap":2,` + user + `}`, &fakeBackend{err: fmt.Errorf("%w: hosts ask 3 ngonka", inference.ErrTooDear)}},
 		{"chat-busy", chat, `{"model":"tiny",` + user + `}`, &fakeBackend{err: inference.ErrBusy}},
 		{"chat-too-long", chat, `{"model":"tiny",` + user + `}`, &fakeBackend{err: fmt.Errorf("ask: %w", &inference.TooLongError{Prompt: 505, MaxTokens: 10, Context: 512})}},
 		{"chat-refused", chat, `{"model":"tiny",` + user + `}`, &fakeBackend{err: fmt.Errorf("%w: token 9 is not in the vocabulary", inference.ErrInvalid)}},

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 
+	"github.com/gonka-mesh/mesh"
 	"github.com/gonka-mesh/mesh/inference"
 	"github.com/gonka-mesh/mesh/inference/inferencepb"
 )
@@ -46,7 +47,13 @@ func common(f fields, c *call) inference.Ask {
 		Choices:    c.choices,
 		Stop:       stops(f),
 		IgnoreEOS:  f.flag("ignore_eos"),
+		TokenCap:   tokenCap(f),
 	}
+}
+
+// tokenCap reads what a token may cost, in ngonka.
+func tokenCap(f fields) mesh.Amount {
+	return mesh.Amount(f.integer("mesh_price_cap", 1, math.MaxInt64, 0))
 }
 
 // sampling reads how tokens are drawn. Values that mean "off" become 0, so that

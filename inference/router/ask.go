@@ -26,7 +26,8 @@ type question struct {
 	req     *inference.Request
 	signed  *inferencepb.Signed
 	ask     *inferencepb.OfferAsk
-	width   int // of the vector that is wanted; 0: the model's
+	width   int         // of the vector that is wanted; 0: the model's
+	cap     mesh.Amount // of a token; 0: a few times what is usual
 	started time.Time
 	count   atomic.Int64  // prompt tokens, as this node counts them itself; 0: it does not
 	counted chan struct{} // closed once it has, or cannot; nil: it does not
@@ -47,7 +48,7 @@ func (r *Router) Ask(ctx context.Context, a inference.Ask, emit func(inference.E
 	if err != nil {
 		return err
 	}
-	q := &question{r: r, model: model, width: a.Width, emit: emit, turn: make(chan struct{}, 1), started: started}
+	q := &question{r: r, model: model, width: a.Width, cap: lower(a.TokenCap, r.cfg.TokenCap), emit: emit, turn: make(chan struct{}, 1), started: started}
 	for _, o := range offers {
 		q.extra = append(q.extra, Candidate{Peer: o.peer, Capability: o.offer.GetCapability()})
 	}
@@ -57,6 +58,7 @@ func (r *Router) Ask(ctx context.Context, a inference.Ask, emit func(inference.E
 	q.ask = &inferencepb.OfferAsk{
 		Model: model[:], PromptTokens: uint32(estimate(&a)),
 		MaxTokens: q.req.Pb.GetMaxTokens(), Choices: q.req.Pb.GetChoices(),
+		Escrow: q.req.Pb.GetEscrow(), Epoch: q.req.Pb.GetEpoch(),
 	}
 	q.countPrompt()
 	group, ctx := errgroup.WithContext(ctx)
@@ -117,6 +119,8 @@ func ending(err error) string {
 		return "invalid"
 	case errors.Is(err, inference.ErrUnpaid):
 		return "unpaid"
+	case errors.Is(err, inference.ErrTooDear):
+		return "too_dear"
 	case errors.Is(err, inference.ErrNoHost):
 		return "no_host"
 	}
@@ -150,17 +154,22 @@ func (r *Router) bind(a *inference.Ask, model mesh.ModelID) (*inference.Request,
 	if maxTokens == 0 && !a.Embed {
 		maxTokens = inference.MaxTokens // as many as fit
 	}
-	epoch, escrow := r.cfg.Epoch(), []byte(nil)
-	if r.cfg.Purse != nil {
-		if id, now := r.cfg.Purse.Escrow(); len(id) > 0 {
-			escrow, epoch = id, now
-		}
-	}
+	escrow, epoch := r.draws()
 	return inference.NewRequest(r.cfg.Network, r.cfg.Key, question, &inferencepb.Request{
 		Choices: uint32(max(1, a.Choices)), MaxTokens: uint32(maxTokens), Stop: a.Stop,
 		Logprobs: a.LogProbs, TopLogprobs: uint32(a.TopLogProbs), IgnoreEos: a.IgnoreEOS,
 		PriceCap: uint64(a.PriceCap), Escrow: escrow, Epoch: uint64(epoch), Nonce: random[:16],
 	})
+}
+
+// draws returns the escrow that requests draw on now, nil for none, and their epoch.
+func (r *Router) draws() ([]byte, mesh.Epoch) {
+	if r.cfg.Purse != nil {
+		if id, now := r.cfg.Purse.Escrow(); len(id) > 0 {
+			return id, now
+		}
+	}
+	return nil, r.cfg.Epoch()
 }
 
 // normal gives sampling parameters of the same meaning the same bytes, so that the
@@ -192,6 +201,8 @@ func estimate(a *inference.Ask) int {
 	return len(a.PromptTokens) + (n+3)/4
 }
 
+func (q *question) funds() funds { return funds{string(q.ask.GetEscrow()), q.ask.GetEpoch()} }
+
 func (q *question) extras() []Candidate {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -211,6 +222,7 @@ func (q *question) search(ctx context.Context, wait time.Duration) (bool, error)
 	offers, err := q.r.announce(ctx, &inferencepb.Task{
 		Request: q.req.Hash[:], Model: q.model[:], PromptTokens: q.ask.GetPromptTokens(),
 		MaxTokens: pb.GetMaxTokens(), Choices: pb.GetChoices(), PriceCap: pb.GetPriceCap(),
+		Escrow: pb.GetEscrow(), Epoch: pb.GetEpoch(),
 	}, wait)
 	q.mu.Lock()
 	defer q.mu.Unlock()

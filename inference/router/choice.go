@@ -134,8 +134,14 @@ func (c *choice) next(ctx context.Context) (ranked, error) {
 				return ranked{}, ctx.Err()
 			}
 		default:
-			if c.last == nil && errors.Is(err, errSmall) {
+			var over *passedOver
+			switch {
+			case c.last == nil && errors.Is(err, errSmall):
 				return ranked{}, fmt.Errorf("%w: %w", inference.ErrNoHost, err)
+			case errors.As(err, &over) && c.last == nil:
+				return ranked{}, err
+			case errors.As(err, &over):
+				return ranked{}, fmt.Errorf("%w; others were passed over: %s", c.exhausted(), over)
 			}
 			return ranked{}, c.exhausted()
 		}
@@ -209,6 +215,8 @@ func (c *choice) giveUp(peer mesh.Address, l *lost) {
 		again = 0
 		c.unpaid++
 		r.hosts.unpaid(k)
+	case l.refusal.Code == inference.CodeTooDear:
+		again = 0 // it is well, and dear
 	case errors.Is(l.refusal, inference.ErrInvalid) && len(c.tokens) == 0:
 		again = 0
 		c.invalids++

@@ -322,7 +322,7 @@ func (w *world) addForger(n int, x *forger) *peer {
 		server.Close()
 		<-ended
 	})
-	w.router.hosts.offered(hostKey{p.addr, modelID}, &inferencepb.Offer{Accept: true, Capability: &inferencepb.Capability{
+	w.router.hosts.offered(hostKey{p.addr, modelID}, w.funds(), &inferencepb.Offer{Accept: true, Capability: &inferencepb.Capability{
 		Model: modelID[:], Name: "model", Context: 4096, Slots: 4, PricePrompt: 2, PriceOutput: 3, Embed: 8}})
 	return p
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/gonka-mesh/mesh"
 	"github.com/gonka-mesh/mesh/inference"
+	"github.com/gonka-mesh/mesh/inference/host"
 	"github.com/gonka-mesh/mesh/inference/inferencepb"
 )
 
@@ -20,8 +21,9 @@ type engine struct {
 	name    string
 	slots   int
 	script  string
-	holds   int // tokens of context that fit the memory; 0: the model's 4096
-	width   int // of its vectors; 0: it makes none
+	holds   int          // tokens of context that fit the memory; 0: the model's 4096
+	width   int          // of its vectors; 0: it makes none
+	price   *host.Prices // nil: 2 and 3
 	pace    time.Duration
 	prefill time.Duration
 	// at is called before the token at a position is emitted; an error fails the engine.

@@ -230,7 +230,7 @@ func TestLies(t *testing.T) {
 
 // avoidOffers gives the router an offer of a host that answers no offer streams.
 func (w *world) avoidOffers(a mesh.Address) {
-	w.router.hosts.offered(hostKey{a, modelID}, &inferencepb.Offer{Accept: true, Capability: &inferencepb.Capability{
+	w.router.hosts.offered(hostKey{a, modelID}, w.funds(), &inferencepb.Offer{Accept: true, Capability: &inferencepb.Capability{
 		Model: modelID[:], Name: "model", Context: 4096, Slots: 4, PricePrompt: 2, PriceOutput: 3}})
 }
 

@@ -22,8 +22,9 @@ const (
 
 // hosts is what this router measured itself about hosts, per model.
 type hosts struct {
-	mu   sync.Mutex
-	book map[hostKey]*record // guarded by mu, as are the records
+	mu    sync.Mutex
+	book  map[hostKey]*record     // guarded by mu, as are the records
+	usual map[mesh.ModelID]uint64 // what a token may cost by the adverts; guarded by mu
 }
 
 type hostKey struct {
@@ -37,18 +38,23 @@ type record struct {
 	offer    *inferencepb.Offer      // the last one; nil: none
 	offered  time.Time               // when it came
 	asked    time.Time               // when it was last asked for
+	askedFor funds                   // and for which funds
 	asking   chan struct{}           // closed when it has answered that; nil: it has
 	since    int                     // calls started since the offer
 	ttft     inference.Average       // seconds to the first token of an answer, queue included
 	token    inference.Average       // seconds between tokens
 	failures int                     // in a row
 	until    time.Time               // avoided until then
+	from     funds                   // that the ask for it named
+	broke    broke                   // what has nothing for it
 	liar     bool                    // it signed what is not so
 	warmed   time.Time               // when its connection last carried something
 	used     time.Time
 }
 
-func newHosts() *hosts { return &hosts{book: make(map[hostKey]*record)} }
+func newHosts() *hosts {
+	return &hosts{book: make(map[hostKey]*record), usual: make(map[mesh.ModelID]uint64)}
+}
 
 // at returns the record of a host; mu is held.
 func (h *hosts) at(k hostKey) *record {
@@ -85,11 +91,40 @@ func (h *hosts) update(k hostKey, f func(r *record)) {
 	f(h.at(k))
 }
 
-// offered notes an offer.
-func (h *hosts) offered(k hostKey, o *inferencepb.Offer) {
+// funds is what a request draws on.
+type funds struct {
+	escrow string // empty: nothing
+	epoch  uint64
+}
+
+// like reports whether an offer for other funds is as good for these.
+func (f funds) like(other funds) bool { return f.escrow == "" || f == other }
+
+// broke is a host's word that funds have nothing for it. It is no fault of the host's, and
+// it is not called: an offer tells when that has changed.
+type broke struct {
+	from  funds
+	until time.Time // believed until then
+	why   string
+}
+
+// offered notes what a host answered to an ask, or a task, that named these funds.
+func (h *hosts) offered(k hostKey, from funds, o *inferencepb.Offer) {
 	h.update(k, func(r *record) {
-		r.offer, r.offered, r.since = o, time.Now(), 0
+		if o.GetUnpaid() && from.escrow != "" {
+			r.offer, r.broke = nil, broke{from, time.Now().Add(unpaidFor), o.GetReason()}
+			return
+		}
+		r.offer, r.from, r.offered, r.since = o, from, time.Now(), 0
+		if r.broke.from == from {
+			r.broke = broke{}
+		}
 	})
+}
+
+// cannotPay reports whether a host has said that nothing of these funds is for it.
+func (r *record) cannotPay(from funds, now time.Time) bool {
+	return from.escrow != "" && r.broke.from == from && now.Before(r.broke.until)
 }
 
 // accepts reports whether a host has made an offer since then that it would keep.
@@ -108,6 +143,12 @@ func (h *hosts) advertised(model mesh.ModelID, list []Candidate) {
 		if c.Capability != nil {
 			h.at(hostKey{c.Peer, model}).advert = c.Capability
 		}
+	}
+	if most, ok := usualCap(list); ok {
+		if len(h.usual) >= maxRecords {
+			clear(h.usual)
+		}
+		h.usual[model] = most
 	}
 }
 

@@ -83,7 +83,7 @@ func TestUnpaidLies(t *testing.T) {
 						return ""
 					}})
 				w.dir.hosts = []Candidate{{Peer: host.addr}}
-				w.router.hosts.offered(hostKey{host.addr, modelID}, &inferencepb.Offer{Accept: true, Capability: &inferencepb.Capability{
+				w.router.hosts.offered(hostKey{host.addr, modelID}, w.funds(), &inferencepb.Offer{Accept: true, Capability: &inferencepb.Capability{
 					Model: modelID[:], Name: "model", Context: 1<<32 - 1, Slots: 4, PricePrompt: 2, PriceOutput: 3}})
 				_, err := w.collect(t.Context(), ask(5), nil)
 				time.Sleep(time.Minute)

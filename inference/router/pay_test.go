@@ -18,6 +18,8 @@ import (
 // testPurse acknowledges all.
 type testPurse struct {
 	escrow mesh.Hash
+	epoch  atomic.Uint64                             // after 7
+	likely func(hosts []mesh.Address) []mesh.Address // nil: it cannot tell
 	mu     sync.Mutex
 	said   map[mesh.Address]inference.Voucher // guarded by mu
 }
@@ -26,7 +28,14 @@ func (p *testPurse) Escrow() ([]byte, mesh.Epoch) {
 	if p.escrow.IsZero() {
 		return nil, 7
 	}
-	return p.escrow[:], 7
+	return p.escrow[:], mesh.Epoch(7 + p.epoch.Load())
+}
+
+func (p *testPurse) Likely(_ mesh.Hash, _ mesh.Epoch, hosts []mesh.Address) []mesh.Address {
+	if p.likely == nil {
+		return nil
+	}
+	return p.likely(hosts)
 }
 
 func (p *testPurse) Acknowledge(r *inference.Receipt) (*inferencepb.Signed, error) {
@@ -48,11 +57,26 @@ type testTill struct {
 	reserved, served, acked mesh.Amount // guarded by mu
 	admitted, receipts      int         // guarded by mu
 	away                    int         // vouchers that are not taken first; guarded by mu
+	poor                    func() bool // the escrow has nothing for this host; nil: it has
+	old                     bool        // it is of a version that offers to anyone
+	offers, refused         int         // guarded by mu
+}
+
+// refuses is what a host without a lane says.
+func (t *testTill) refuses() error {
+	if t.poor == nil || !t.poor() {
+		return nil
+	}
+	return &inference.Refusal{Code: inference.CodeUnpaid, Message: "the escrow has nothing for this host"}
 }
 
 func (t *testTill) Admit(_ *inference.Request, most mesh.Amount) (func(*inferencepb.Signed), error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if err := t.refuses(); err != nil {
+		t.refused++
+		return nil, err
+	}
 	t.reserved += most
 	t.admitted++
 	return func(s *inferencepb.Signed) {
@@ -67,6 +91,16 @@ func (t *testTill) Admit(_ *inference.Request, most mesh.Amount) (func(*inferenc
 			t.receipts++
 		}
 	}, nil
+}
+
+func (t *testTill) Pays(mesh.Address, mesh.Hash, mesh.Epoch, mesh.Amount) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.offers++
+	if t.old {
+		return nil
+	}
+	return t.refuses()
 }
 
 func (t *testTill) Voucher(s *inferencepb.Signed) error {
@@ -99,6 +133,12 @@ func payWorld(t *testing.T, n int, mk func(i int) *engine) (*world, *testPurse, 
 		}
 	})
 	return w, purse, tills
+}
+
+// funds is what the router's requests draw on now.
+func (w *world) funds() funds {
+	escrow, epoch := w.router.draws()
+	return funds{string(escrow), uint64(epoch)}
 }
 
 // sum checks that nothing is reserved, and returns what was served and acknowledged.

@@ -15,7 +15,8 @@ import (
 )
 
 const (
-	maxAsked      = 5 // candidates looked at per choice
+	maxAsked      = 5  // candidates looked at per choice
+	maxAskedAgain = 20 // and at once where the first ones say that they cannot be paid
 	maxOfferBytes = 4 << 10
 	warmRunnersUp = 2
 	warmFor       = 30 * time.Second
@@ -27,40 +28,36 @@ var (
 	errSmall   = errors.New("no host in reach has the memory")
 )
 
+// passedOver is why hosts that would answer are not asked to. There may be others.
+type passedOver struct {
+	as  error // inference.ErrUnpaid or ErrTooDear
+	why string
+}
+
+func (e *passedOver) Error() string   { return e.as.Error() + ": " + e.why }
+func (e *passedOver) Unwrap() []error { return []error{errNoOffer, e.as} }
+
 // pick returns the hosts to try, the best first. Offers in hand are used at once and
 // renewed in the background; without any, a few candidates are asked and waited for:
 // those that have to be connected first, until patience ends. tried gets those that
 // cannot be reached. need is how many tokens of context the rest of the answer takes at
 // least.
 func (q *question) pick(ctx context.Context, tried map[mesh.Address]bool, need int, patience time.Time) ([]ranked, error) {
+	return q.pickOf(ctx, tried, need, patience, maxAsked)
+}
+
+// pickOf is pick with so many candidates looked at.
+func (q *question) pickOf(ctx context.Context, tried map[mesh.Address]bool, need int, patience time.Time, most int) ([]ranked, error) {
 	r := q.r
-	list := r.eligible(q.model, q.able(large(q.extras(), need)), tried)
-	if len(list) == 0 { // who offered for a task is at hand, and looking for others may take seconds
-		hosts, err := r.cfg.Directory.Hosts(ctx, q.model)
-		if err != nil {
-			return nil, fmt.Errorf("look for hosts: %w", err)
-		}
-		if len(hosts) == 0 {
-			return nil, errNobody
-		}
-		r.hosts.advertised(q.model, hosts)
-		enough := large(hosts, need)
-		if len(enough) == 0 {
-			return nil, fmt.Errorf("%w for %d tokens of context", errSmall, need)
-		}
-		able := q.able(enough)
-		if len(able) == 0 && len(enough) > 0 {
-			return nil, q.unable(enough)
-		}
-		list = r.eligible(q.model, able, tried)
-	}
-	if len(list) == 0 {
-		return nil, errNoOffer
+	list, err := q.candidates(ctx, tried, need, most)
+	if err != nil {
+		return nil, err
 	}
 	out := q.acceptable(list, true, need)
 	if len(out) > 0 {
 		r.background(func() { r.askOffers(r.ctx, q, list, patience) })
 	} else {
+		poor := q.poor(list)
 		r.askOffers(ctx, q, list, patience)
 		if err := ctx.Err(); err != nil {
 			return nil, err
@@ -70,15 +67,22 @@ func (q *question) pick(ctx context.Context, tried map[mesh.Address]bool, need i
 				tried[c.Peer] = tried[c.Peer] || !slices.ContainsFunc(left, func(l Candidate) bool { return l.Peer == c.Peer })
 			}
 			if list = left; len(list) == 0 { // there may be others
-				return q.pick(ctx, tried, need, patience)
+				return q.pickOf(ctx, tried, need, patience, most)
 			}
 		}
-		if out = q.acceptable(list, true, need); len(out) == 0 {
+		out = q.acceptable(list, true, need)
+		if len(out) == 0 && q.poor(list) > poor && time.Now().Before(patience) { // each turn leaves fewer to ask
+			return q.pickOf(ctx, tried, need, patience, maxAskedAgain)
+		}
+		if len(out) == 0 {
 			// Nobody answered in time: adverts and history have to do.
 			out = q.acceptable(list, false, need)
 		}
 	}
 	if len(out) == 0 {
+		if err := q.passed(list); err != nil {
+			return nil, err
+		}
 		return nil, q.noOffer(list)
 	}
 	rank(out)
@@ -88,14 +92,51 @@ func (q *question) pick(ctx context.Context, tried map[mesh.Address]bool, need i
 	return out, nil
 }
 
+// candidates returns a handful of hosts to choose from.
+func (q *question) candidates(ctx context.Context, tried map[mesh.Address]bool, need, most int) ([]Candidate, error) {
+	extras := q.able(large(q.extras(), need))
+	cheap := q.cheap(extras)
+	list := q.eligible(cheap, tried, most)
+	if len(list) > q.poor(list) { // who offered for a task is at hand, and looking for others may take seconds
+		return list, nil
+	}
+	hosts, err := q.r.cfg.Directory.Hosts(ctx, q.model)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("look for hosts: %w", err)
+	case len(hosts) == 0 && len(cheap) < len(extras):
+		return nil, q.tooDear(extras)
+	case len(hosts) == 0:
+		return nil, errNobody
+	}
+	q.r.hosts.advertised(q.model, hosts)
+	enough := large(hosts, need)
+	if len(enough) == 0 {
+		return nil, fmt.Errorf("%w for %d tokens of context", errSmall, need)
+	}
+	able := q.able(enough)
+	if len(able) == 0 {
+		return nil, q.unable(enough)
+	}
+	cheap = q.cheap(able)
+	list = q.eligible(cheap, tried, most)
+	switch {
+	case len(list) == 0 && len(cheap) < len(able):
+		return nil, q.tooDear(able)
+	case len(list) == 0:
+		return nil, errNoOffer
+	}
+	return list, nil
+}
+
 // eligible drops candidates that were tried and, where others are left, those that
-// failed lately. It returns a handful: hosts with an offer in hand first, and at
-// least one drawn from the rest.
-func (r *Router) eligible(model mesh.ModelID, list []Candidate, tried map[mesh.Address]bool) []Candidate {
-	now := time.Now()
+// failed lately or said that the request's escrow has nothing for them. It returns a
+// handful: hosts with an offer in hand first, and at least one drawn from the rest.
+func (q *question) eligible(list []Candidate, tried map[mesh.Address]bool, most int) []Candidate {
+	now, r, from := time.Now(), q.r, q.funds()
 	r.hosts.mu.Lock()
 	defer r.hosts.mu.Unlock()
-	var good, rest, avoided []Candidate
+	var good, rest, avoided, poor []Candidate
 	seen := make(map[mesh.Address]bool)
 	rand.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
 	for _, c := range list {
@@ -103,32 +144,71 @@ func (r *Router) eligible(model mesh.ModelID, list []Candidate, tried map[mesh.A
 			continue
 		}
 		seen[c.Peer] = true
-		rec := r.hosts.at(hostKey{c.Peer, model})
+		rec := r.hosts.at(hostKey{c.Peer, q.model})
 		switch {
 		case now.Before(rec.until) && rec.liar:
+		case rec.cannotPay(from, now):
+			poor = append(poor, c)
 		case now.Before(rec.until):
 			avoided = append(avoided, c)
-		case r.usable(c.Peer, rec, now):
+		case r.usable(c.Peer, rec, from, now):
 			good = append(good, c)
 		default:
 			rest = append(rest, c)
 		}
 	}
-	if len(rest) > 0 && len(good) >= maxAsked {
-		good = good[:maxAsked-1]
+	rest = q.likelyFirst(rest, slices.Concat(good, rest, avoided))
+	if len(rest) > 0 && len(good) >= most {
+		good = good[:most-1]
 	}
 	out := append(good, rest...)
 	if len(out) == 0 {
 		out = avoided
 	}
-	return out[:min(len(out), maxAsked)]
+	if len(out) == 0 {
+		out, most = poor, maxAskedAgain
+	}
+	return out[:min(len(out), most)]
+}
+
+// likelyFirst brings those candidates to the front that most likely have a part of the
+// request's escrow. Which hosts the epoch has a light node cannot know: it goes by the
+// rank among those that it knows, all of them given too.
+func (q *question) likelyFirst(list, all []Candidate) []Candidate {
+	id, err := mesh.HashFromBytes(q.ask.GetEscrow())
+	if err != nil || q.r.cfg.Purse == nil {
+		return list
+	}
+	peers := make([]mesh.Address, len(all))
+	for i, c := range all {
+		peers[i] = c.Peer
+	}
+	likely := make(map[mesh.Address]int)
+	for _, p := range q.r.cfg.Purse.Likely(id, mesh.Epoch(q.ask.GetEpoch()), peers) {
+		likely[p] = 1
+	}
+	slices.SortStableFunc(list, func(a, b Candidate) int { return likely[b.Peer] - likely[a.Peer] })
+	return list
+}
+
+// poor counts the candidates that said that the request's escrow has nothing for them.
+func (q *question) poor(list []Candidate) int {
+	now, from, n := time.Now(), q.funds(), 0
+	q.r.hosts.mu.Lock()
+	defer q.r.hosts.mu.Unlock()
+	for _, c := range list {
+		if q.r.hosts.at(hostKey{c.Peer, q.model}).cannotPay(from, now) {
+			n++
+		}
+	}
+	return n
 }
 
 // usable reports whether a call may be sent on the strength of the offer in hand. It
 // says nothing of a peer whose connection has ended since: that one may be gone, and
-// dialling would tell only after seconds.
-func (r *Router) usable(peer mesh.Address, rec *record, now time.Time) bool {
-	return rec.offer != nil && now.Sub(rec.offered) < offerUsable && r.connected(peer)
+// dialling would tell only after seconds. Nor of one that was asked for other funds.
+func (r *Router) usable(peer mesh.Address, rec *record, from funds, now time.Time) bool {
+	return rec.offer != nil && now.Sub(rec.offered) < offerUsable && r.connected(peer) && from.like(rec.from)
 }
 
 func (r *Router) connected(peer mesh.Address) bool { return peer == r.self || r.cfg.Connected(peer) }
@@ -148,12 +228,13 @@ func (r *Router) reachable(model mesh.ModelID, list []Candidate, patience time.T
 // inquire says how to get a fresh offer: ended is closed when the one that is asked for
 // came or failed, and mine tells the caller to ask. Nil: there is no need. The offer of
 // a connection that has ended is not fresh.
-func (r *Router) inquire(k hostKey) (ended chan struct{}, mine bool) {
+func (r *Router) inquire(k hostKey, from funds) (ended chan struct{}, mine bool) {
 	now, connected := time.Now(), r.connected(k.peer)
 	r.hosts.update(k, func(rec *record) {
-		fresh := now.Sub(rec.asked) < offerFresh || rec.offer != nil && now.Sub(rec.offered) < offerFresh
+		fresh := from.like(rec.askedFor) && now.Sub(rec.asked) < offerFresh ||
+			from.like(rec.from) && rec.offer != nil && now.Sub(rec.offered) < offerFresh
 		if mine = rec.asking == nil && !(fresh && connected); mine {
-			rec.asked, rec.asking = now, make(chan struct{})
+			rec.asked, rec.askedFor, rec.asking = now, from, make(chan struct{})
 		}
 		ended = rec.asking
 	})
@@ -179,7 +260,7 @@ func dearer(offer, advert *inferencepb.Capability) bool {
 // acceptable rates the candidates that would take the question at their advertised
 // price. With offers set, only those that made a usable offer.
 func (q *question) acceptable(list []Candidate, offers bool, need int) []ranked {
-	now := time.Now()
+	now, from := time.Now(), q.funds()
 	hosts := q.r.hosts
 	hosts.mu.Lock()
 	defer hosts.mu.Unlock()
@@ -194,8 +275,8 @@ func (q *question) acceptable(list []Candidate, offers bool, need int) []ranked 
 	}
 	for _, c := range list {
 		rec := hosts.at(hostKey{c.Peer, q.model})
-		has := q.r.usable(c.Peer, rec, now)
-		if has && !rec.offer.GetAccept() || offers && !has {
+		has := q.r.usable(c.Peer, rec, from, now)
+		if has && !rec.offer.GetAccept() || offers && !has || rec.cannotPay(from, now) {
 			continue
 		}
 		k := ranked{peer: c.Peer, capability: c.Capability, cost: rec.finish(max(1, int(q.ask.GetMaxTokens())), fastest)}
@@ -205,7 +286,7 @@ func (q *question) acceptable(list []Candidate, offers bool, need int) []ranked 
 		switch {
 		case k.capability == nil && c.Peer != q.r.self: // its price is not known
 			continue
-		case dearer(k.capability, rec.advert), !holds(k.capability, need), !q.suits(k.capability):
+		case q.overCap(c.Peer, k.capability), dearer(k.capability, rec.advert), !holds(k.capability, need), !q.suits(k.capability):
 			continue
 		}
 		if k.price() > 0 && (cheapest == 0 || k.price() < cheapest) {
@@ -248,7 +329,7 @@ func (r *Router) askOffers(ctx context.Context, q *question, list []Candidate, p
 	answers, asked := make(chan bool, len(list)), 0
 	for _, c := range list {
 		k := hostKey{c.Peer, q.model}
-		ended, mine := r.inquire(k)
+		ended, mine := r.inquire(k, q.funds())
 		if ended == nil {
 			continue
 		}
@@ -296,7 +377,7 @@ func (r *Router) askOffer(k hostKey, ask *inferencepb.OfferAsk) {
 		}
 		return
 	}
-	r.hosts.offered(k, o)
+	r.hosts.offered(k, funds{string(ask.GetEscrow()), ask.GetEpoch()}, o)
 }
 
 func (r *Router) exchange(ctx context.Context, peer mesh.Address, ask *inferencepb.OfferAsk) (*inferencepb.Offer, error) {

@@ -62,6 +62,8 @@ type Purse interface {
 	// nothing to pay. One that is not final is the last of a host that was lost: it is paid
 	// for, and not counted.
 	Acknowledge(r *inference.Receipt) (*inferencepb.Signed, error)
+	// Likely returns those hosts that most likely have a part of an escrow in an epoch.
+	Likely(escrow mesh.Hash, epoch mesh.Epoch, hosts []mesh.Address) []mesh.Address
 }
 
 // Config describes a router. The zero value of a field is its default.
@@ -96,6 +98,10 @@ type Config struct {
 	OfferWait  time.Duration // for offers of candidates; default 250 ms
 	TaskWait   time.Duration // for offers to a task, the search before it included (but a third is left); default 3 s
 	MaxHosts   int           // tried per choice; default 8
+
+	// TokenCap is what a host may ask for a token, of prompt or answer; default 5 times the
+	// median of the adverts. An ask can lower it, and set one where there is none.
+	TokenCap mesh.Amount
 
 	Log     *slog.Logger
 	Metrics prometheus.Registerer // nil registers nothing

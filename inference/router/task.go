@@ -84,7 +84,7 @@ func (r *Router) gather(ctx context.Context, t *inferencepb.Task, offers <-chan 
 				len(out) > 0 && o.model != out[0].model {
 				continue
 			}
-			r.hosts.offered(hostKey{o.peer, o.model}, o.offer)
+			r.hosts.offered(hostKey{o.peer, o.model}, funds{string(t.GetEscrow()), t.GetEpoch()}, o.offer)
 			if out = append(out, o); len(out) == 1 {
 				timer.Reset(taskGrace)
 			}
@@ -107,6 +107,9 @@ func (r *Router) resolve(ctx context.Context, a *inference.Ask) (mesh.ModelID, [
 		ModelName: a.Model, PromptTokens: uint32(estimate(a)), MaxTokens: uint32(max(1, a.MaxTokens)),
 		Choices: uint32(max(1, a.Choices)), PriceCap: uint64(a.PriceCap),
 	}
+	var epoch mesh.Epoch
+	t.Escrow, epoch = r.draws()
+	t.Epoch = uint64(epoch)
 	if named, perr := mesh.ParseHash(a.Model); perr == nil {
 		t.Model = named[:]
 	}

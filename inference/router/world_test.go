@@ -89,6 +89,12 @@ func (k *keeper) all() []*inference.Receipt {
 	return k.list
 }
 
+func (k *keeper) forget() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.list = nil
+}
+
 type directory struct {
 	mu    sync.Mutex
 	names map[string]mesh.ModelID
@@ -173,7 +179,11 @@ func (w *world) addPeer(i int, e *engine, options ...option) *peer {
 	if p.host, err = host.New(cfg); err != nil {
 		w.t.Fatal(err)
 	}
-	if err := p.host.Add(e, host.Prices{Prompt: 2, Output: 3}); err != nil {
+	prices := host.Prices{Prompt: 2, Output: 3}
+	if e.price != nil {
+		prices = *e.price
+	}
+	if err := p.host.Add(e, prices); err != nil {
 		w.t.Fatal(err)
 	}
 	w.peers[p.addr] = p
