@@ -141,7 +141,7 @@ func (c *choice) next(ctx context.Context) (ranked, error) {
 			case errors.As(err, &over) && c.last == nil:
 				return ranked{}, err
 			case errors.As(err, &over):
-				return ranked{}, fmt.Errorf("%w; others were passed over: %s", c.exhausted(), over)
+				return ranked{}, fmt.Errorf("%w; others were passed over: %s", c.exhausted(), over.Error())
 			}
 			return ranked{}, c.exhausted()
 		}

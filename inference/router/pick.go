@@ -28,15 +28,6 @@ var (
 	errSmall   = errors.New("no host in reach has the memory")
 )
 
-// passedOver is why hosts that would answer are not asked to. There may be others.
-type passedOver struct {
-	as  error // inference.ErrUnpaid or ErrTooDear
-	why string
-}
-
-func (e *passedOver) Error() string   { return e.as.Error() + ": " + e.why }
-func (e *passedOver) Unwrap() []error { return []error{errNoOffer, e.as} }
-
 // pick returns the hosts to try, the best first. Offers in hand are used at once and
 // renewed in the background; without any, a few candidates are asked and waited for:
 // those that have to be connected first, until patience ends. tried gets those that
@@ -169,39 +160,6 @@ func (q *question) eligible(list []Candidate, tried map[mesh.Address]bool, most 
 		out, most = poor, maxAskedAgain
 	}
 	return out[:min(len(out), most)]
-}
-
-// likelyFirst brings those candidates to the front that most likely have a part of the
-// request's escrow. Which hosts the epoch has a light node cannot know: it goes by the
-// rank among those that it knows, all of them given too.
-func (q *question) likelyFirst(list, all []Candidate) []Candidate {
-	id, err := mesh.HashFromBytes(q.ask.GetEscrow())
-	if err != nil || q.r.cfg.Purse == nil {
-		return list
-	}
-	peers := make([]mesh.Address, len(all))
-	for i, c := range all {
-		peers[i] = c.Peer
-	}
-	likely := make(map[mesh.Address]int)
-	for _, p := range q.r.cfg.Purse.Likely(id, mesh.Epoch(q.ask.GetEpoch()), peers) {
-		likely[p] = 1
-	}
-	slices.SortStableFunc(list, func(a, b Candidate) int { return likely[b.Peer] - likely[a.Peer] })
-	return list
-}
-
-// poor counts the candidates that said that the request's escrow has nothing for them.
-func (q *question) poor(list []Candidate) int {
-	now, from, n := time.Now(), q.funds(), 0
-	q.r.hosts.mu.Lock()
-	defer q.r.hosts.mu.Unlock()
-	for _, c := range list {
-		if q.r.hosts.at(hostKey{c.Peer, q.model}).cannotPay(from, now) {
-			n++
-		}
-	}
-	return n
 }
 
 // usable reports whether a call may be sent on the strength of the offer in hand. It

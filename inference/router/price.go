@@ -11,6 +11,15 @@ import (
 	"github.com/gonka-mesh/mesh/inference/inferencepb"
 )
 
+// passedOver is why hosts that would answer are not asked to. There may be others.
+type passedOver struct {
+	as  error // inference.ErrUnpaid or ErrTooDear
+	why string
+}
+
+func (e *passedOver) Error() string   { return e.as.Error() + ": " + e.why }
+func (e *passedOver) Unwrap() []error { return []error{errNoOffer, e.as} }
+
 // usualTimes is how many times as much as is usual a token may cost where no cap is set.
 const usualTimes = 5
 
@@ -125,4 +134,37 @@ func (q *question) passed(list []Candidate) error {
 		return q.tooDear(dear)
 	}
 	return &passedOver{inference.ErrUnpaid, fmt.Sprintf("no host of %s that answers can be paid; the last: %.300s", q.model.Short(), why)}
+}
+
+// likelyFirst brings those candidates to the front that most likely have a part of the
+// request's escrow. Which hosts the epoch has a light node cannot know: it goes by the
+// rank among those that it knows, all of them given too.
+func (q *question) likelyFirst(list, all []Candidate) []Candidate {
+	id, err := mesh.HashFromBytes(q.ask.GetEscrow())
+	if err != nil || q.r.cfg.Purse == nil {
+		return list
+	}
+	peers := make([]mesh.Address, len(all))
+	for i, c := range all {
+		peers[i] = c.Peer
+	}
+	likely := make(map[mesh.Address]int)
+	for _, p := range q.r.cfg.Purse.Likely(id, mesh.Epoch(q.ask.GetEpoch()), peers) {
+		likely[p] = 1
+	}
+	slices.SortStableFunc(list, func(a, b Candidate) int { return likely[b.Peer] - likely[a.Peer] })
+	return list
+}
+
+// poor counts the candidates that said that the request's escrow has nothing for them.
+func (q *question) poor(list []Candidate) int {
+	now, from, n := time.Now(), q.funds(), 0
+	q.r.hosts.mu.Lock()
+	defer q.r.hosts.mu.Unlock()
+	for _, c := range list {
+		if q.r.hosts.at(hostKey{c.Peer, q.model}).cannotPay(from, now) {
+			n++
+		}
+	}
+	return n
 }

@@ -126,10 +126,7 @@ func TestTokenCapOfTask(t *testing.T) {
 func TestTokenCapGoesOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		prices := []host.Prices{{Output: 3}, {Output: 100}}
-		var w *world
-		w = newWorld(t, 2, func(i int) *engine {
-			return &engine{price: &prices[i], pace: time.Millisecond}
-		})
+		w := newWorld(t, 2, func(i int) *engine { return &engine{price: &prices[i], pace: time.Millisecond} })
 		defer w.close()
 		_, err := w.collect(t.Context(), ask(100), func(e inference.Event) error {
 			w.order[0].kill()
