@@ -1,6 +1,7 @@
 package node
 
 import (
+	"log/slog"
 	"path/filepath"
 	"testing"
 
@@ -89,4 +90,16 @@ func TestPays(t *testing.T) {
 	refusedAs(t, s.Pays(owner, own, epoch, mesh.GNK), inference.CodeUnpaid)
 	s.self = addressOfKey(moneyKey(999))
 	refusedAs(t, s.Pays(owner, own, epoch, 1), inference.CodeUnpaid) // it is no host on the ledger
+}
+
+// TestPriceCapOfNode: what the configuration says is what the router is told.
+func TestPriceCapOfNode(t *testing.T) {
+	n, err := New(Config{Home: t.TempDir(), Network: "dev", Light: true, Listen: "127.0.0.1:0", NoMDNS: true, NoPortMap: true, PriceCap: 9}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.Close()
+	if routing, _, err := n.payments(mesh.Address{}); err != nil || routing.TokenCap != 9 {
+		t.Errorf("a token may cost %d: %v", routing.TokenCap, err)
+	}
 }

@@ -13,8 +13,26 @@ import (
 	"time"
 
 	"github.com/gonka-mesh/mesh"
+	"github.com/gonka-mesh/mesh/node"
 	"github.com/gonka-mesh/mesh/node/api"
 )
+
+// TestPriceCapFlag: the flag wins over config.yaml, which stands where there is none.
+func TestPriceCapFlag(t *testing.T) {
+	g := &globals{home: t.TempDir()}
+	if err := os.WriteFile(node.ConfigPath(g.home), []byte("price-cap: 7\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	flags := upCommand(g).Flags()
+	for _, want := range []uint64{7, 9} {
+		if cfg, err := mergeConfig(flags, g, node.Config{PriceCap: 9}); err != nil || cfg.PriceCap != want {
+			t.Errorf("a cap of %d, want %d: %v", cfg.PriceCap, want, err)
+		}
+		if err := flags.Set("price-cap", "9"); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
 
 // TestWrongUse makes the mistakes that can be told from the words alone: exit code 2, and
 // one line with what was wanted.
@@ -49,6 +67,8 @@ func TestWrongUse(t *testing.T) {
 		{[]string{"peer", "list"}, `mesh: there is no command "mesh peer list"`},
 		{[]string{"poc", "show"}, "poc"},
 		{[]string{"chat", "--json"}, "chat --json wants a PROMPT"},
+		{[]string{"chat", "hi", "--price-cap", "-1"}, "--price-cap"},
+		{up("--price-cap", "-1"), "--price-cap"},
 		{up("--pace", "5s"), "--pace"},
 		{up("--listen", "foo"), "--listen"},
 		{up("--kv", "f8"), "--kv"},
