@@ -109,6 +109,9 @@ func TestHang(t *testing.T) {
 			if _, err := until(time.Second, func() bool { return hung.Host.Load().Active == 0 }); err != nil {
 				t.Errorf("the slot of the host that hung is not free: %v", err)
 			}
+			w.mu.Lock()
+			hung.stuck = false // the next asker may choose it
+			w.mu.Unlock()
 		}
 	})
 }
