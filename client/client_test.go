@@ -1,11 +1,13 @@
 package client_test
 
 import (
+	"bufio"
 	"context"
 	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
 	"testing"
@@ -24,6 +26,7 @@ var (
 	testFolder    string
 	testGenesis   string // the document
 	testBootstrap []string
+	testAPI       string
 )
 
 // payer is the folder of the account that the genesis gives coins.
@@ -76,7 +79,7 @@ func withNetwork(run func() int) (code int, err error) {
 	go func() { ended <- host.Run(ctx, func(r api.Ready) { ready <- r }) }()
 	select {
 	case r := <-ready:
-		testBootstrap = r.Addrs
+		testBootstrap, testAPI = r.Addrs, r.API
 		for s, err := host.LedgerStatus(ctx); err != nil || s.Height < 2; s, err = host.LedgerStatus(ctx) {
 			time.Sleep(50 * time.Millisecond)
 		}
@@ -162,6 +165,72 @@ func settled(ctx context.Context, t *testing.T, c *client.Client, answer client.
 		case <-ctx.Done():
 			t.Fatal("not settled in time: " + s.Reason)
 		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// money reads what the host served and what was acknowledged of it, in ngonka.
+func money(t *testing.T) (served, acknowledged float64) {
+	t.Helper()
+	resp, err := http.Get(testAPI + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	lines := bufio.NewScanner(resp.Body)
+	for lines.Scan() {
+		fmt.Sscanf(lines.Text(), "mesh_till_served_ngonka_total %g", &served)
+		fmt.Sscanf(lines.Text(), "mesh_till_acknowledged_ngonka_total %g", &acknowledged)
+	}
+	return served, acknowledged
+}
+
+// TestAskAndClose: a program that asks and ends at once pays for its answers.
+func TestAskAndClose(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	served, acknowledged := money(t)
+	lent := served - acknowledged // to who draws on no escrow
+	for run := range 4 {
+		c, err := client.Open(ctx, client.Config{Home: payer(), Network: testGenesis, Bootstrap: testBootstrap, Listen: "127.0.0.1:0", Quiet: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if run == 0 {
+			if _, err := c.OpenEscrow(ctx, 100*mesh.GNK); err != nil {
+				t.Fatal(err)
+			}
+		}
+		before, _ := money(t)
+		for free := true; free; { // until it draws on the escrow
+			answer, err := c.Chat(ctx, client.Chat{Messages: []client.Message{{Role: "user", Content: "What is a host?"}}, MaxTokens: 5}, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			v, err := c.VerifyReceipt(ctx, answer.Request)
+			if err != nil {
+				t.Fatal(err)
+			}
+			free = v.Segments[0].State == client.Free
+			if free {
+				lent += float64(answer.Price)
+			}
+		}
+		if _, err := c.Chat(ctx, client.Chat{Messages: []client.Message{{Role: "user", Content: "What is Mesh?"}}, MaxTokens: 5}, nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Close(); err != nil {
+			t.Fatal(err)
+		}
+		for { // the host may still be counting
+			served, acknowledged := money(t)
+			if served > before && served-acknowledged == lent {
+				break
+			}
+			if ctx.Err() != nil {
+				t.Fatalf("run %d: %g served, %g acknowledged, %g lent", run, served, acknowledged, lent)
+			}
+			time.Sleep(50 * time.Millisecond)
 		}
 	}
 }

@@ -32,6 +32,17 @@ func (r *Receipt) GetSigned() *inferencepb.Signed {
 	return r.Signed
 }
 
+// Whole reports whether the answer came to its end here. Vouchers count these alone: what
+// a lost stream or a cancelled answer came to may be known to the host and not to the payer,
+// and is paid by amount.
+func (r *Receipt) Whole() bool {
+	switch r.Finish {
+	case FinishOpen, FinishAborted, FinishCancelled:
+		return false
+	}
+	return true
+}
+
 // SignReceipt encodes and signs a receipt with the host's key. It fills in network
 // and host.
 func SignReceipt(network mesh.NetworkID, key ed25519.PrivateKey, r *inferencepb.Receipt) (*inferencepb.Signed, error) {

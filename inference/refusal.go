@@ -34,6 +34,8 @@ type Refusal struct {
 	Prompt    int    `json:"prompt,omitempty"`     // too_long, in tokens
 	MaxTokens int    `json:"max_tokens,omitempty"` // too_long
 	Context   int    `json:"context,omitempty"`    // too_long
+
+	Receipts *uint64 `json:"receipts,omitempty"` // invalid, of a voucher that acknowledges more: how many there are
 }
 
 var refusalStatus = map[string]int{

@@ -25,6 +25,12 @@ type Voucher struct {
 	Receipts uint64
 }
 
+// SignedVoucher is a voucher as its payer signed it.
+type SignedVoucher struct {
+	Voucher
+	Signed *inferencepb.Signed
+}
+
 // body returns the bytes that are signed.
 func (v *Voucher) body(network mesh.NetworkID) ([]byte, error) {
 	body, err := encode(&inferencepb.Voucher{

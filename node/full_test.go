@@ -1,13 +1,50 @@
 package node
 
 import (
+	"flag"
 	"log/slog"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
 
 	"github.com/gonka-mesh/mesh"
 )
+
+// limitFiles bounds the size of files that this process writes, as a full disk does.
+func limitFiles(t *testing.T, size uint64) (lift func()) {
+	t.Helper()
+	var old syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_FSIZE, &old); err != nil {
+		t.Fatal(err)
+	}
+	limit := old
+	limit.Cur = size
+	set := func(l syscall.Rlimit) {
+		if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &l); err != nil {
+			t.Fatal(err)
+		}
+	}
+	emptyTestLog()
+	set(limit)
+	return func() { set(old) }
+}
+
+// emptyTestLog has the testing package write what it notes of the environment and of
+// files, for its cache, which would not find room under a limit.
+func emptyTestLog() {
+	log := flag.Lookup("test.testlogfile").Value.String()
+	size := func() int64 {
+		info, err := os.Stat(log)
+		if err != nil {
+			return -1
+		}
+		return info.Size()
+	}
+	for was := size(); was >= 0 && size() == was; {
+		os.Getenv("a name that takes some room in the log of this test")
+	}
+}
 
 // TestFullDisk adds a model to the list on a full disk: the list on disk stays whole,
 // and takes the model when there is room again.
@@ -28,19 +65,9 @@ func TestFullDisk(t *testing.T) {
 	if err := add("one"); err != nil {
 		t.Fatal(err)
 	}
-	var old syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_FSIZE, &old); err != nil {
-		t.Fatal(err)
-	}
-	small := old
-	small.Cur = 16
-	if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &small); err != nil {
-		t.Fatal(err)
-	}
+	lift := limitFiles(t, 16)
 	err = add("two")
-	if rerr := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &old); rerr != nil {
-		t.Fatal(rerr)
-	}
+	lift()
 	if err == nil || !strings.Contains(err.Error(), "write list of models") {
 		t.Errorf("on a full disk: %v", err)
 	}

@@ -114,9 +114,11 @@ func (n *Node) wallet(r *reading, address mesh.Address) (api.Wallet, error) {
 	}
 	if host != nil {
 		w.Staked = mesh.Amount(host.GetCollateral())
-		if w.Unbonding, err = r.UnbondingOf(address); err != nil {
+		unbonding, err := r.Unbonding()
+		if err != nil {
 			return w, err
 		}
+		w.Unbonding = unbonding[address]
 	}
 	for _, id := range n.purse.escrows(address) {
 		e, _, err := r.Escrow(id)
@@ -172,6 +174,10 @@ func (n *Node) hosts(r *reading) ([]api.LedgerHost, error) {
 	if err != nil {
 		return nil, err
 	}
+	unbonding, err := r.Unbonding()
+	if err != nil {
+		return nil, err
+	}
 	var power uint64
 	for _, h := range all {
 		power += h.Record.GetPower()
@@ -179,12 +185,10 @@ func (n *Node) hosts(r *reading) ([]api.LedgerHost, error) {
 	out := []api.LedgerHost{}
 	for _, h := range all {
 		doc := api.LedgerHost{Host: h.Address, Since: mesh.Epoch(h.Record.GetSince()), Collateral: mesh.Amount(h.Record.GetCollateral()),
-			Weight: weights[h.Address], Power: share(h.Record.GetPower(), power), JailedUntil: mesh.Epoch(h.Record.GetJailedUntil()),
+			Unbonding: unbonding[h.Address],
+			Weight:    weights[h.Address], Power: share(h.Record.GetPower(), power), JailedUntil: mesh.Epoch(h.Record.GetJailedUntil()),
 			Tombstoned: h.Record.GetTombstoned(), ConsensusKey: hex.EncodeToString(h.Record.GetConsensusKey()), Own: h.Address == n.core.Net.Address(), Proven: r.proven}
 		copy(doc.Owner[:], h.Record.GetOwner())
-		if doc.Unbonding, err = r.UnbondingOf(h.Address); err != nil {
-			return nil, err
-		}
 		if !r.proven { // the windows of missed blocks are not among the proven records
 			if doc.Missed, err = r.Missed(h.Address); err != nil {
 				return nil, err

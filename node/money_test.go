@@ -304,9 +304,10 @@ func (s *shop) pay(p *purse, r *inference.Receipt) {
 	if err != nil {
 		s.c.t.Fatal(err)
 	}
-	if err := s.Voucher(v); err != nil {
+	if err := s.Voucher(v.Signed); err != nil {
 		s.c.t.Fatal(err)
 	}
+	p.Taken(v)
 }
 
 // settles runs the till once.

@@ -380,7 +380,14 @@ func (n *Node) close() error {
 		n.models.close()
 	}
 	if n.receipts != nil {
-		errs = append(errs, n.receipts.Close())
+		if n.purse != nil {
+			errs = append(errs, n.purse.flush())
+		}
+		err := n.receipts.Close()
+		if err != nil {
+			n.log.Error("close the receipts", "err", err) // who runs a node does not see what Close returns
+		}
+		errs = append(errs, err)
 	}
 	if n.home != nil {
 		errs = append(errs, n.home.leaveAPI(""), n.home.Close())

@@ -1,7 +1,6 @@
 package node
 
 import (
-	"context"
 	"crypto/ed25519"
 	"encoding/json"
 	"errors"
@@ -16,7 +15,6 @@ import (
 
 	"github.com/gonka-mesh/mesh"
 	"github.com/gonka-mesh/mesh/inference"
-	"github.com/gonka-mesh/mesh/inference/inferencepb"
 	"github.com/gonka-mesh/mesh/inference/receipts"
 	"github.com/gonka-mesh/mesh/internal/atomicfile"
 )
@@ -34,19 +32,36 @@ type purse struct {
 	signed prometheus.Counter
 
 	noting sync.Mutex // held while the file is written
+	pruned uint64     // the list was gone through in the epochs before this one; turn alone uses it
 
 	mu     sync.Mutex
-	opened []noted                       // guarded by mu
-	draw   mesh.Hash                     // what requests draw on; zero: nothing; guarded by mu
-	epoch  mesh.Epoch                    // of the ledger; guarded by mu
-	asked  time.Time                     // when a request last drew on it; guarded by mu
-	paid   map[account]inference.Voucher // guarded by mu
+	opened []noted           // guarded by mu
+	draw   mesh.Hash         // what requests draw on; zero: nothing; guarded by mu
+	epoch  mesh.Epoch        // of the ledger; guarded by mu
+	asked  time.Time         // when a request last drew on it; guarded by mu
+	resent time.Time         // when vouchers that no host took were last sent; zero: send them now; guarded by mu
+	paid   map[account]*paid // guarded by mu
 }
 
 // noted is an escrow that was opened through this node.
 type noted struct {
 	Owner  mesh.Address `json:"owner"`
 	Escrow mesh.Hash    `json:"escrow"`
+	Epoch  mesh.Epoch   `json:"epoch,omitempty"` // when it was noted; 0: not known
+}
+
+func (n noted) is(owner mesh.Address, escrow mesh.Hash) bool {
+	return n.Owner == owner && n.Escrow == escrow
+}
+
+// paid is what a host may have of an escrow in an epoch.
+type paid struct {
+	inference.Voucher                         // for everything so far
+	pending           []receipts.Part         // that no voucher on the disk is for
+	signed            inference.SignedVoucher // the last on the disk
+	taken             mesh.Amount             // by the host
+	noted             mesh.Amount             // of that, on the disk
+	settled           bool                    // it was taken from the escrow, or cannot be any more
 }
 
 // account is what one voucher is for.
@@ -60,7 +75,7 @@ const maxNoted = 1 << 20 // bytes of the file
 
 func openPurse(network mesh.NetworkID, key ed25519.PrivateKey, store *receipts.Store, file string) (*purse, error) {
 	p := &purse{
-		network: network, key: key, store: store, file: file, kick: make(chan struct{}, 1), paid: make(map[account]inference.Voucher),
+		network: network, key: key, store: store, file: file, kick: make(chan struct{}, 1), paid: make(map[account]*paid),
 		signed: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "mesh_purse_acknowledged_ngonka_total", Help: "What this node signed vouchers for."}),
 	}
@@ -76,31 +91,50 @@ func openPurse(network mesh.NetworkID, key ed25519.PrivateKey, store *receipts.S
 			return nil, fmt.Errorf("the list of escrows %s is damaged: %w; move it away; `mesh wallet escrow top ESCROW AMOUNT` makes this node draw on an escrow again", file, err)
 		}
 	}
+	return p, p.load()
+}
+
+// load reads what a run before this one acknowledged.
+func (p *purse) load() error {
 	self := p.self()
-	err = store.Vouchers(func(v receipts.Voucher) {
+	err := p.store.Vouchers(func(v inference.SignedVoucher) {
 		if v.Host != self {
-			p.paid[account{v.Escrow, v.Host, v.Epoch}] = v.Voucher // the last has most
+			at := p.at(account{v.Escrow, v.Host, v.Epoch})
+			at.Voucher, at.signed = v.Voucher, v // the last has most
 		}
 	})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	// A stop between an answer and its voucher: the next voucher is for both.
-	due := make(map[account]inference.Voucher)
-	err = store.AllDue(func(d receipts.Due) {
-		at := account{d.Escrow, d.Host, d.Epoch}
-		v := due[at]
-		v.Amount += d.Price
-		v.Receipts++
-		due[at] = v
-	})
-	for at, v := range due {
-		if was := p.paid[at]; at.host != self {
-			p.paid[at] = inference.Voucher{Escrow: at.escrow, Host: at.host, Epoch: at.epoch,
-				Amount: max(was.Amount, v.Amount), Receipts: max(was.Receipts, v.Receipts)}
+	err = p.store.AllDue(func(d receipts.Due) {
+		if d.Host != self {
+			at := p.at(account{d.Escrow, d.Host, d.Epoch})
+			at.Amount += d.Price
+			if d.Whole {
+				at.Receipts++
+			}
+			at.pending = append(at.pending, d.Part)
 		}
+	})
+	if err != nil {
+		return err
 	}
-	return p, err
+	return p.store.Taken(func(v inference.Voucher) {
+		if at := p.paid[account{v.Escrow, v.Host, v.Epoch}]; at != nil {
+			at.taken, at.noted = v.Amount, v.Amount
+		}
+	})
+}
+
+// at returns what there is of an account. mu is held, or nobody else has p.
+func (p *purse) at(a account) *paid {
+	at := p.paid[a]
+	if at == nil {
+		at = &paid{Voucher: inference.Voucher{Escrow: a.escrow, Host: a.host, Epoch: a.epoch}}
+		p.paid[a] = at
+	}
+	return at
 }
 
 func (p *purse) self() mesh.Address { return mesh.AddressOf(p.key.Public().(ed25519.PublicKey)) }
@@ -109,37 +143,60 @@ func (p *purse) self() mesh.Address { return mesh.AddressOf(p.key.Public().(ed25
 // it once it is on the ledger.
 func (p *purse) remember(owner mesh.Address, escrow mesh.Hash) (fresh bool, err error) {
 	return p.note(func(all []noted) []noted {
-		if entry := (noted{owner, escrow}); !slices.Contains(all, entry) {
-			return append(all, entry)
+		if slices.ContainsFunc(all, func(n noted) bool { return n.is(owner, escrow) }) {
+			return all
 		}
-		return all
+		return append(all, noted{owner, escrow, p.epoch})
 	})
 }
 
 // forget drops an escrow that was not opened.
 func (p *purse) forget(owner mesh.Address, escrow mesh.Hash) error {
 	_, err := p.note(func(all []noted) []noted {
-		return slices.DeleteFunc(all, func(n noted) bool { return n == noted{owner, escrow} })
+		return slices.DeleteFunc(all, func(n noted) bool { return n.is(owner, escrow) })
+	})
+	return err
+}
+
+// goneAfter is for how many epochs an escrow is looked for that is not on the ledger: it
+// may have been sent, and a node that follows may be behind.
+const goneAfter = 2
+
+// prune drops escrows that were paid back, or never opened.
+func (p *purse) prune(missing map[mesh.Hash]bool, epoch mesh.Epoch) error {
+	_, err := p.note(func(all []noted) []noted {
+		for i := range all {
+			if all[i].Epoch == 0 {
+				all[i].Epoch = epoch
+			}
+		}
+		return slices.DeleteFunc(all, func(n noted) bool { return missing[n.Escrow] && n.Epoch+goneAfter < epoch })
 	})
 	return err
 }
 
 // note changes the list of escrows and writes it, without anybody waiting for the disk.
+// change is called with mu held.
 func (p *purse) note(change func([]noted) []noted) (changed bool, err error) {
 	p.noting.Lock()
 	defer p.noting.Unlock()
 	p.mu.Lock()
-	before := len(p.opened)
-	p.opened = change(slices.Clone(p.opened))
-	all := slices.Clone(p.opened)
-	p.mu.Unlock()
-	if len(all) == before {
+	before := p.opened
+	all := change(slices.Clone(before))
+	if slices.Equal(all, before) {
+		p.mu.Unlock()
 		return false, nil
 	}
 	b, err := json.Marshal(all)
-	if err != nil {
-		return true, err
+	if err == nil && len(b) > maxNoted && len(all) > len(before) {
+		err = fmt.Errorf("the list of escrows %s is full: it has %d", p.file, len(before))
 	}
+	if err != nil {
+		p.mu.Unlock()
+		return false, err
+	}
+	p.opened = all
+	p.mu.Unlock()
 	return true, atomicfile.Write(p.file, b, 0o600)
 }
 
@@ -156,14 +213,14 @@ func (p *purse) escrows(owner mesh.Address) []mesh.Hash {
 	return out
 }
 
-// spent is what this node acknowledged of an escrow in this epoch and the one before.
+// spent is what this node acknowledged of an escrow, and no settlement took from it yet.
 func (p *purse) spent(escrow mesh.Hash) mesh.Amount {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var sum mesh.Amount
-	for a, v := range p.paid {
-		if a.escrow == escrow && a.epoch+1 >= p.epoch {
-			sum += v.Amount
+	for a, at := range p.paid {
+		if a.escrow == escrow && a.epoch+1 >= p.epoch && !at.settled {
+			sum += at.Amount
 		}
 	}
 	return sum
@@ -196,21 +253,17 @@ func (p *purse) wake() {
 }
 
 // Acknowledge implements router.Purse.
-func (p *purse) Acknowledge(r *inference.Receipt) (*inferencepb.Signed, error) {
+func (p *purse) Acknowledge(r *inference.Receipt) (*inference.SignedVoucher, error) {
 	escrow, err := mesh.HashFromBytes(r.Pb.GetEscrow())
 	if err != nil || r.Host == p.self() {
 		return nil, err
 	}
-	v, err := p.owe(account{escrow, r.Host, mesh.Epoch(r.Pb.GetEpoch())}, r)
+	v, covers, err := p.owe(account{escrow, r.Host, mesh.Epoch(r.Pb.GetEpoch())}, r)
 	if err != nil {
 		return nil, err
 	}
-	signed, err := inference.SignVoucher(p.network, p.key, &v)
+	signed, err := p.sign(v, covers)
 	if err != nil {
-		return nil, err
-	}
-	// On disk before it leaves: after a restart the next one must not say less.
-	if err := p.store.PutVoucher(&v, signed); err != nil {
 		return nil, err
 	}
 	p.signed.Add(float64(r.Pb.GetPrice()))
@@ -218,104 +271,82 @@ func (p *purse) Acknowledge(r *inference.Receipt) (*inferencepb.Signed, error) {
 }
 
 // owe adds a receipt to what its host may have.
-func (p *purse) owe(at account, r *inference.Receipt) (inference.Voucher, error) {
+func (p *purse) owe(a account, r *inference.Receipt) (inference.Voucher, []receipts.Part, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	v, err := p.paid[at], error(nil)
-	v.Escrow, v.Host, v.Epoch = at.escrow, at.host, at.epoch
-	if v.Amount, err = v.Amount.Add(mesh.Amount(r.Pb.GetPrice())); err != nil {
-		return v, fmt.Errorf("acknowledge an answer: %w", err)
+	at := p.at(a)
+	sum, err := at.Amount.Add(mesh.Amount(r.Pb.GetPrice()))
+	if err != nil {
+		return at.Voucher, nil, fmt.Errorf("acknowledge an answer: %w", err)
+	}
+	at.Amount = sum
+	if r.Whole() {
+		at.Receipts++
 	}
 	if r.Finish != inference.FinishOpen {
-		v.Receipts++
+		at.pending = append(at.pending, receipts.PartOf(r))
 	}
-	p.paid[at] = v
-	return v, nil
+	return at.Voucher, slices.Clone(at.pending), nil
 }
 
-// turn follows the ledger: the epoch, and the escrow that has most left. It returns how
-// many blocks are left of the epoch.
-func (p *purse) turn(ctx context.Context, read func(context.Context) (*reading, error)) (uint64, error) {
-	r, err := read(ctx)
+// sign makes a voucher that covers these receipts, and what was covered before.
+func (p *purse) sign(v inference.Voucher, covers []receipts.Part) (*inference.SignedVoucher, error) {
+	signed, err := inference.SignVoucher(p.network, p.key, &v)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	now, err := r.Epoch()
-	params, err2 := r.Params()
-	var best mesh.Hash
-	var most mesh.Amount
-	if err = errors.Join(err, err2); err == nil {
-		self := p.self()
-		for _, id := range p.escrows(self) {
-			e, _, failed := r.Escrow(id)
-			if err = failed; err != nil {
-				break
-			}
-			amount := mesh.Amount(e.GetAmount())
-			if left := amount - min(amount, p.spent(id)); e.GetClosing() == 0 && left > most && string(e.GetOwner()) == string(self[:]) {
-				best, most = id, left
-			}
-		}
+	// On disk before it leaves: after a restart the next one must not say less.
+	if err := p.store.PutVoucher(&v, signed, covers...); err != nil {
+		return nil, err
 	}
-	height, ended := r.end()
-	if errors.Join(ended, err) != nil {
-		return 0, errors.Join(ended, err)
+	out := inference.SignedVoucher{Voucher: v, Signed: signed}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	at := p.at(account{v.Escrow, v.Host, v.Epoch})
+	at.pending = slices.DeleteFunc(at.pending, func(part receipts.Part) bool { return slices.Contains(covers, part) })
+	if v.Amount >= at.signed.Amount {
+		at.signed = out
 	}
-	next, epoch := now.GetStart()+params.GetEpochBlocks(), mesh.Epoch(now.GetEpoch())
-	// A light node reads the state before the newest block, which may have begun an epoch.
-	if r.proven && uint64(height)+1 >= next {
-		epoch, next = epoch+1, next+params.GetEpochBlocks()
-	}
-	return next - min(next, uint64(height)), p.enter(epoch, best)
+	return &out, nil
 }
 
-// enter notes epoch and escrow, and forgets what is long settled.
-func (p *purse) enter(epoch mesh.Epoch, draw mesh.Hash) error {
+// Recount implements router.Purse.
+func (p *purse) Recount(refused *inference.SignedVoucher, there uint64) (*inference.SignedVoucher, error) {
 	p.mu.Lock()
-	turned := epoch > p.epoch
-	p.draw, p.epoch = draw, epoch
-	for a := range p.paid {
-		if a.epoch+2 < epoch {
-			delete(p.paid, a)
+	at := p.at(account{refused.Escrow, refused.Host, refused.Epoch})
+	if at.Receipts >= refused.Receipts { // else it was recounted for another voucher meanwhile
+		at.Receipts -= refused.Receipts - min(there, refused.Receipts)
+	}
+	v, covers := at.Voucher, slices.Clone(at.pending)
+	p.mu.Unlock()
+	return p.sign(v, covers)
+}
+
+// Taken implements router.Purse.
+func (p *purse) Taken(v *inference.SignedVoucher) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if at := p.paid[account{v.Escrow, v.Host, v.Epoch}]; at != nil {
+		at.taken = max(at.taken, v.Amount)
+	}
+}
+
+// flush notes on the disk which vouchers were taken. What a stop keeps from being noted
+// is only sent once more.
+func (p *purse) flush() error {
+	p.mu.Lock()
+	var all []inference.Voucher
+	for _, at := range p.paid {
+		if at.taken > at.noted {
+			at.noted = at.taken
+			v := at.Voucher
+			v.Amount = at.taken
+			all = append(all, v)
 		}
 	}
 	p.mu.Unlock()
-	if !turned || epoch <= keptEpochs+1 {
+	if len(all) == 0 {
 		return nil
 	}
-	return p.store.Forget(epoch - keptEpochs - 1)
-}
-
-// Where a light node has nothing to ask, it looks at the ledger once in so many blocks,
-// and when the epoch should end: each look costs its peers proofs.
-const (
-	idleBlocks = 10
-	idleAfter  = time.Minute
-)
-
-// follow keeps the purse at the ledger's epoch.
-func (n *Node) follow(ctx context.Context, every time.Duration) {
-	for {
-		left, err := n.purse.turn(ctx, n.read)
-		if err != nil && ctx.Err() == nil {
-			n.log.Debug("the ledger could not be read", "err", err)
-		}
-		wait := every
-		if n.cfg.Light && err == nil && n.purse.idle() {
-			wait = every * time.Duration(max(1, min(left, idleBlocks)))
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-n.purse.kick:
-		case <-time.After(wait):
-		}
-	}
-}
-
-// idle reports whether no request drew on it lately.
-func (p *purse) idle() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return time.Since(p.asked) > idleAfter
+	return p.store.PutTaken(all)
 }

@@ -28,10 +28,13 @@ type till struct {
 	open    map[account]*tab              // of epochs that are not settled; guarded by mu
 	lent    map[mesh.Address]mesh.Amount  // to payers without an escrow; guarded by mu
 	lentIn  mesh.Epoch                    // guarded by mu
+	trust   map[mesh.Hash]int64           // by escrow, of sealed epochs; guarded by mu
 	provers map[mesh.Epoch]*ledger.Prover // of settled epochs, nil where nothing was due; guarded by mu
 	closed  mesh.Epoch                    // answers of epochs before this one are taken no more; guarded by mu
 	settled mesh.Epoch                    // epochs before this one are settled, or had nothing; guarded by mu
 	failed  int                           // settlements of the epoch that a block had and refused; run alone uses it
+
+	proving sync.Mutex // held while a proof is made: all of them take no more than one processor
 }
 
 // tillConfig is what a till needs of its node.
@@ -50,16 +53,19 @@ type tillConfig struct {
 
 // tab is what one payer's answers of an epoch came to.
 type tab struct {
-	owner    mesh.Address               // of the escrow
-	implicit mesh.Amount                // this host's part of the escrow's pool of the epoch
-	explicit mesh.Amount                // what is left in its lane, for this epoch and the one before
-	looked   time.Time                  // when these were read; zero: not yet
-	served   mesh.Amount                // by final receipts
-	dearest  mesh.Amount                // of them
-	parts    map[receipts.Part]struct{} // that are due: one receipt for each
-	reserved mesh.Amount                // by answers that run
-	acked    mesh.Amount                // by the last voucher
+	owner    mesh.Address           // of the escrow
+	implicit mesh.Amount            // this host's part of the escrow's pool of the epoch
+	explicit mesh.Amount            // what is left in its lane, for this epoch and the one before
+	looked   time.Time              // when these were read; zero: not yet
+	served   mesh.Amount            // by final receipts
+	dearest  mesh.Amount            // of them
+	parts    map[receipts.Part]bool // that are due: one receipt for each; true: whole
+	whole    uint64                 // of them
+	reserved mesh.Amount            // by answers that run
+	running  uint64                 // answers
+	acked    mesh.Amount            // by the last voucher
 	acks     uint64
+	sealed   bool // what it left unpaid is in the trust
 }
 
 // beyond is what a tab takes of the lane: its part of the pool is used up first.
@@ -68,10 +74,33 @@ func (at *tab) beyond() mesh.Amount {
 	return taken - min(taken, at.implicit)
 }
 
+// owes is how many answers its payer owes its word on, by number or by amount, whichever
+// is more.
+func (at *tab) owes() uint64 {
+	count := at.whole - min(at.whole, at.acks)
+	if at.dearest == 0 {
+		return count
+	}
+	return max(count, uint64((at.served-min(at.served, at.acked))/at.dearest))
+}
+
+// paid is how many answers its payer gave its word on.
+func (at *tab) paid() uint64 { return at.whole - min(at.whole, at.owes()) }
+
 const (
 	lookAgain = 2 * time.Second // lanes only grow while an epoch runs
-	// maxUnacked is how many answers a payer may owe its word on.
-	maxUnacked = 32
+	// A payer may owe its word on firstOwed answers, those that run included, and on one
+	// more for each two that it paid for, up to mostOwed. What it has left unpaid when an
+	// epoch is settled takes unpaidCosts paid ones to make good.
+	firstOwed   = 16
+	mostOwed    = 96 // more than a peer may have running, and vouchers under way
+	mostTrust   = 2 * (mostOwed - firstOwed)
+	leastTrust  = -1000
+	unpaidCosts = 4
+	owedWait    = 500 * time.Millisecond // for vouchers under way
+	// maxAhead is by how many receipts more than there are a voucher may be ahead: some
+	// may have been lost in a crash.
+	maxAhead   = 32
 	keptEpochs = 8 // of vouchers and provers
 	// maxBorrowers is how many payers without an escrow get something in an epoch: who
 	// gives credit gives it to anyone, and addresses cost nothing.
@@ -92,24 +121,29 @@ func late(settle uint64) uint64 { return min(lateBlocks, settle/2, settle-min(se
 func openTill(cfg tillConfig) (*till, error) {
 	setDefault(&cfg.atOnce, ledger.MaxSettleLines)
 	t := &till{tillConfig: cfg, meter: newTillMeter(), open: make(map[account]*tab),
-		lent: make(map[mesh.Address]mesh.Amount), provers: make(map[mesh.Epoch]*ledger.Prover)}
+		lent: make(map[mesh.Address]mesh.Amount), trust: make(map[mesh.Hash]int64), provers: make(map[mesh.Epoch]*ledger.Prover)}
 	sealed, err := t.store.Sealed(t.self)
 	if err != nil {
 		return nil, err
 	}
 	for epoch := range sealed {
-		t.closed = max(t.closed, epoch+1)
+		t.closed, t.settled = max(t.closed, epoch+1), max(t.settled, epoch)
+	}
+	if err := t.store.Trust(func(escrow mesh.Hash, n int64) { t.trust[escrow] = n }); err != nil {
+		return nil, err
 	}
 	err = t.store.AllDue(func(d receipts.Due) {
 		// What is sealed is only sent and proven; of the last one nobody knows here whether it was sent.
 		if d.Host == t.self && (!sealed[d.Epoch] || d.Epoch+1 == t.closed) {
-			t.tab(account{d.Escrow, d.Host, d.Epoch}).add(d.Part, d.Price)
+			at := t.tab(account{d.Escrow, d.Host, d.Epoch})
+			at.sealed = sealed[d.Epoch]
+			at.add(d.Part, d.Price, d.Whole)
 		}
 	})
 	if err != nil {
 		return nil, err
 	}
-	return t, t.store.Vouchers(func(v receipts.Voucher) {
+	return t, t.store.Vouchers(func(v inference.SignedVoucher) {
 		if at := t.open[account{v.Escrow, v.Host, v.Epoch}]; at != nil && v.Host == t.self {
 			at.acked, at.acks = max(at.acked, v.Amount), max(at.acks, v.Receipts)
 		}
@@ -118,10 +152,13 @@ func openTill(cfg tillConfig) (*till, error) {
 
 // add counts a receipt. One for what was paid for already is not due: it only takes up
 // room, so that nobody has the same answer made for nothing again and again.
-func (at *tab) add(part receipts.Part, price mesh.Amount) {
+func (at *tab) add(part receipts.Part, price mesh.Amount, whole bool) {
 	at.served += price
 	at.dearest = max(at.dearest, price)
-	at.parts[part] = struct{}{}
+	if whole && !at.parts[part] {
+		at.whole++
+	}
+	at.parts[part] = at.parts[part] || whole
 }
 
 // receipts is how many receipts are due.
@@ -131,7 +168,7 @@ func (at *tab) receipts() uint64 { return uint64(len(at.parts)) }
 func (t *till) tab(a account) *tab {
 	at := t.open[a]
 	if at == nil {
-		at = &tab{parts: make(map[receipts.Part]struct{})}
+		at = &tab{parts: make(map[receipts.Part]bool)}
 		t.open[a] = at
 	}
 	return at
@@ -170,18 +207,44 @@ func (t *till) Admit(req *inference.Request, most mesh.Amount) (func(*inferencep
 	if a.epoch < t.closed || at == nil {
 		return nil, unpaid("the request is of epoch %d, which is being settled", a.epoch)
 	}
-	if owed := at.receipts() - min(at.receipts(), at.acks); owed >= maxUnacked {
-		return nil, unpaid("%d answers of this epoch are not acknowledged by a voucher", owed)
-	}
-	if owed := at.served - min(at.served, at.acked); owed/maxUnacked > at.dearest {
-		return nil, unpaid("the vouchers of this epoch are for %s less than its answers", owed)
+	if owed, may := t.owed(a); owed >= may {
+		return nil, &inference.Refusal{Code: inference.CodeBusy, WaitMs: owedWait.Milliseconds(), Message: fmt.Sprintf(
+			"%d answers under escrow %s run here or are not acknowledged by a voucher, and %d may be: this grows with those that are", owed, id.Short(), may)}
 	}
 	if room := t.room(a, at); most > room {
 		return nil, unpaid("this may cost %s, and escrow %s holds %s more for this host in epoch %d: add to it with `mesh wallet escrow top`, or ask for fewer tokens",
 			most, id.Short(), room, a.epoch)
 	}
 	at.reserved += most
+	at.running++
 	return func(receipt *inferencepb.Signed) { t.done(at, most, receipt) }, nil
+}
+
+// owed is how many answers an escrow's payer owes its word on, those that run included,
+// and how many it may: in the epochs that are not sealed, however they turn. mu is held.
+func (t *till) owed(a account) (owed, may uint64) {
+	trust := t.trust[a.escrow]
+	for _, epoch := range []mesh.Epoch{a.epoch - 1, a.epoch, a.epoch + 1} {
+		if at := t.open[account{a.escrow, a.host, epoch}]; at != nil && !at.sealed {
+			owed += at.running + at.owes()
+			trust += int64(at.paid())
+		}
+	}
+	return owed, uint64(max(1, firstOwed+min(trust, mostTrust)/2))
+}
+
+// trusts is what payers are trusted with once an epoch is sealed.
+func (t *till) trusts(epoch mesh.Epoch) map[mesh.Hash]int64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	out := make(map[mesh.Hash]int64)
+	for a, at := range t.open {
+		if a.epoch == epoch && !at.sealed {
+			n := t.trust[a.escrow] + int64(at.paid()) - unpaidCosts*int64(at.owes())
+			out[a.escrow] = min(max(n, leastTrust), mostTrust)
+		}
+	}
+	return out
 }
 
 // done ends a reservation.
@@ -190,8 +253,9 @@ func (t *till) done(at *tab, most mesh.Amount, receipt *inferencepb.Signed) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	at.reserved -= min(at.reserved, most)
+	at.running--
 	if r != nil {
-		at.add(receipts.PartOf(r), mesh.Amount(r.Pb.GetPrice()))
+		at.add(receipts.PartOf(r), mesh.Amount(r.Pb.GetPrice()), r.Whole())
 	}
 }
 
@@ -331,26 +395,33 @@ func (t *till) Voucher(signed *inferencepb.Signed) error {
 	}
 	t.mu.Lock()
 	at := t.open[account{v.Escrow, v.Host, v.Epoch}]
-	known := uint64(0)
+	known, running := uint64(0), uint64(0)
 	if at != nil {
-		known = at.receipts()
+		known, running = at.receipts(), at.running // some of these may be on their way to the disk
 	}
 	t.mu.Unlock()
 	switch {
 	case at == nil:
 		return errors.New("nothing was served under this escrow in this epoch, or it is settled")
-	case v.Receipts > known+maxUnacked: // some may still be on their way to the disk
-		return fmt.Errorf("the voucher acknowledges %d answers, there are %d", v.Receipts, known)
+	case v.Receipts > known+running+maxAhead:
+		return &inference.Refusal{Code: inference.CodeInvalid, Receipts: &known,
+			Message: fmt.Sprintf("the voucher acknowledges %d answers, there are %d: sign it for no more", v.Receipts, known)}
 	}
-	if err := t.store.PutVoucher(v, signed); err != nil {
+	err = t.store.PutVoucher(v, signed)
+	held := errors.Is(err, receipts.ErrHeld)
+	if err != nil && !held {
 		return err
 	}
 	t.mu.Lock()
-	defer t.mu.Unlock()
 	if v.Amount > at.acked {
 		t.meter.acknowledged.Add(float64(v.Amount - at.acked))
 	}
 	at.acked, at.acks = max(at.acked, v.Amount), max(at.acks, v.Receipts)
+	t.mu.Unlock()
+	if held { // it counts as long as this process lives; the payer sends it again until it is on the disk
+		t.log.Warn("a voucher waits in memory", "escrow", v.Escrow.Short(), "err", err)
+		return t.soon("this host has the voucher in memory, as its disk takes nothing now; send it again")
+	}
 	return nil
 }
 

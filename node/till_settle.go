@@ -12,7 +12,7 @@ import (
 	"github.com/gonka-mesh/mesh/consensus"
 	"github.com/gonka-mesh/mesh/consensus/ledger"
 	"github.com/gonka-mesh/mesh/consensus/ledger/ledgerpb"
-	"github.com/gonka-mesh/mesh/inference/receipts"
+	"github.com/gonka-mesh/mesh/inference"
 	"github.com/gonka-mesh/mesh/node/api"
 )
 
@@ -114,7 +114,7 @@ func (t *till) send(ctx context.Context, epoch mesh.Epoch, sent uint64, inTime b
 	}
 	if !inTime {
 		t.log.Error("an epoch was not settled in time, and its answers are not paid", "epoch", uint64(epoch), "payers", uint64(len(lines))-sent)
-		return t.store.Seal(t.self, epoch, func(mesh.Hash) bool { return sent > 0 })
+		return t.store.Seal(t.self, epoch, func(mesh.Hash) bool { return sent > 0 }, nil)
 	}
 	lines = lines[sent:]
 	if err := t.claim(ctx, epoch, lines); err != nil {
@@ -157,9 +157,9 @@ func (t *till) submit(ctx context.Context, s *ledgerpb.Settle) error {
 
 // promises returns the vouchers of an epoch that a settlement can use, by escrow: of each
 // the last one that acknowledges no more receipts than there are.
-func (t *till) promises(epoch mesh.Epoch, count map[mesh.Hash]uint64) (map[mesh.Hash]receipts.Voucher, error) {
-	out := make(map[mesh.Hash]receipts.Voucher)
-	err := t.store.VouchersFor(t.self, epoch, func(v receipts.Voucher) {
+func (t *till) promises(epoch mesh.Epoch, count map[mesh.Hash]uint64) (map[mesh.Hash]inference.SignedVoucher, error) {
+	out := make(map[mesh.Hash]inference.SignedVoucher)
+	err := t.store.VouchersFor(t.self, epoch, func(v inference.SignedVoucher) {
 		if v.Receipts <= count[v.Escrow] && v.Amount > 0 {
 			out[v.Escrow] = v
 		}
@@ -198,10 +198,21 @@ func (t *till) seal(ctx context.Context, epoch mesh.Epoch) error {
 			return err
 		}
 	}
-	return t.store.Seal(t.self, epoch, func(escrow mesh.Hash) bool {
+	trust := t.trusts(epoch)
+	err = t.store.Seal(t.self, epoch, func(escrow mesh.Hash) bool {
 		_, ok := promised[escrow]
 		return ok
-	})
+	}, trust)
+	if err != nil {
+		return err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for escrow, n := range trust {
+		t.trust[escrow] = n
+		t.open[account{escrow, t.self, epoch}].sealed = true
+	}
+	return nil
 }
 
 // claim puts vouchers and amounts to lines: no more than the voucher, the receipts and
@@ -262,8 +273,10 @@ func (t *till) prover(epoch mesh.Epoch) (*ledger.Prover, []*ledgerpb.SettleLine,
 	return prover, lines, err
 }
 
-// Proof implements host.Till.
+// Proof implements host.Till. Anybody may ask for one: one at a time is made.
 func (t *till) Proof(receipt mesh.Hash) ([]byte, error) {
+	t.proving.Lock()
+	defer t.proving.Unlock()
 	t.mu.Lock()
 	settled := t.settled
 	t.mu.Unlock()
@@ -285,7 +298,7 @@ func (t *till) Proof(receipt mesh.Hash) ([]byte, error) {
 	return nil, fmt.Errorf("receipt %s is in no settlement that is kept here: %w", receipt.Short(), api.ErrNotFound)
 }
 
-// proverOf returns the prover of a settled epoch, whose lines are sealed.
+// proverOf returns the prover of a settled epoch, whose lines are sealed. proving is held.
 func (t *till) proverOf(epoch mesh.Epoch) (*ledger.Prover, error) {
 	t.mu.Lock()
 	prover, ok := t.provers[epoch]

@@ -6,7 +6,6 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/gonka-mesh/mesh"
 	"github.com/gonka-mesh/mesh/consensus"
@@ -167,7 +166,7 @@ func TestPaySettleProve(t *testing.T) {
 	}
 }
 
-// TestHostilePayer: what one payer does costs the host no more than 32 of its answers, and
+// TestHostilePayer: what one payer does costs the host no more than a few of its answers, and
 // nothing of what others owe.
 func TestHostilePayer(t *testing.T) {
 	c := newMoneyChain(t)
@@ -209,7 +208,7 @@ func TestHostilePayer(t *testing.T) {
 	if err := s.Voucher(other); err == nil {
 		t.Error("a voucher for another host was taken")
 	}
-	// The same answer again and again, each acknowledged.
+	// The same answer again and again.
 	again := 0
 	for ; again < 100; again++ {
 		done, err := s.Admit(req, 1000)
@@ -222,7 +221,7 @@ func TestHostilePayer(t *testing.T) {
 		}
 		done(r.Signed)
 	}
-	if again > maxUnacked+1 {
+	if again > firstOwed+1 {
 		t.Errorf("the same answer was made %d times", again)
 	}
 	// Nor does it help to pay less than the price.
@@ -240,7 +239,7 @@ func TestHostilePayer(t *testing.T) {
 		done(r.Signed)
 		_ = say(mesh.Amount(1000+served), uint64(served+2))
 	}
-	if served > maxUnacked+1 {
+	if served > firstOwed+1 {
 		t.Errorf("%d answers for too little", served)
 	}
 	// One who is not the owner draws on nothing, and one without an escrow on the credit.
@@ -344,68 +343,6 @@ func TestSettleGoesOn(t *testing.T) {
 	}
 }
 
-// TestPurse: it draws on the escrow of its own that has most left, and after a stop between
-// an answer and its voucher the next voucher is for both.
-func TestPurse(t *testing.T) {
-	c := newMoneyChain(t)
-	payer := c.payers[0]
-	small, large := c.escrow(payer, mesh.GNK, 0), c.escrow(payer, 2*mesh.GNK, 0)
-	others := c.escrow(c.payers[1], 9*mesh.GNK, 0)
-	dir := t.TempDir()
-	path := filepath.Join(dir, "receipts.db")
-	p := c.client(payer, path)
-	for _, id := range []mesh.Hash{small, large, others, mesh.HashOf([]byte("not opened"))} {
-		if fresh, err := p.remember(p.self(), id); err != nil || !fresh {
-			t.Fatal(err)
-		}
-	}
-	if err := p.forget(p.self(), mesh.HashOf([]byte("not opened"))); err != nil {
-		t.Fatal(err)
-	}
-	if fresh, err := p.remember(p.self(), large); err != nil || fresh {
-		t.Errorf("noted twice: %v, %v", fresh, err)
-	}
-	draws := func(want mesh.Hash) {
-		t.Helper()
-		if _, err := p.turn(t.Context(), c.read); err != nil {
-			t.Fatal(err)
-		}
-		if got, epoch := p.Escrow(); string(got) != string(want[:]) || epoch != c.epoch() {
-			t.Errorf("draws on %x in epoch %d", got, epoch)
-		}
-	}
-	draws(large)
-	first := c.receipt(c.request(payer, large, c.epoch()), 3*mesh.GNK/2)
-	if err := p.store.Put(first.Request, first.Signed); err != nil {
-		t.Fatal(err)
-	}
-	if err := p.store.Close(); err != nil { // before it is acknowledged
-		t.Fatal(err)
-	}
-	p = c.client(payer, path)
-	draws(small)
-	second := c.receipt(c.request(payer, large, c.epoch()), 1)
-	signed, err := p.Acknowledge(second)
-	if err != nil {
-		t.Fatal(err)
-	}
-	v, err := inference.ParseVoucher(c.genesis.Network(), p.self(), signed)
-	if err != nil || v.Amount != 3*mesh.GNK/2+1 || v.Receipts != 2 {
-		t.Errorf("voucher %+v, %v", v, err)
-	}
-	if len(p.escrows(p.self())) != 3 {
-		t.Errorf("escrows after a restart: %v", p.escrows(p.self()))
-	}
-	c.must(payer, &ledgerpb.Tx{Action: &ledgerpb.Tx_CloseEscrow{CloseEscrow: &ledgerpb.CloseEscrow{Escrow: small[:]}}})
-	c.must(payer, &ledgerpb.Tx{Action: &ledgerpb.Tx_CloseEscrow{CloseEscrow: &ledgerpb.CloseEscrow{Escrow: large[:]}}})
-	if _, err := p.turn(t.Context(), c.read); err != nil {
-		t.Fatal(err)
-	}
-	if got, _ := p.Escrow(); got != nil {
-		t.Errorf("draws on %x, which is closing", got)
-	}
-}
-
 // TestVouchersAtOnce: answers that end at the same time are all acknowledged.
 func TestVouchersAtOnce(t *testing.T) {
 	c := newMoneyChain(t)
@@ -413,7 +350,7 @@ func TestVouchersAtOnce(t *testing.T) {
 	escrow := c.escrow(payer, 100*mesh.GNK, 0)
 	s, p := c.shop(), c.client(payer, filepath.Join(t.TempDir(), "receipts.db"))
 	var all []*inference.Receipt
-	for range 20 {
+	for range firstOwed {
 		all = append(all, s.serve(c.request(payer, escrow, c.epoch()), 7))
 	}
 	var wg sync.WaitGroup
@@ -421,7 +358,7 @@ func TestVouchersAtOnce(t *testing.T) {
 		wg.Go(func() {
 			v, err := p.Acknowledge(r)
 			if err == nil {
-				err = s.Voucher(v)
+				err = s.Voucher(v.Signed)
 			}
 			if err != nil {
 				t.Error(err)
@@ -429,29 +366,7 @@ func TestVouchersAtOnce(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if at := s.open[account{escrow, s.self, c.epoch()}]; at.acked != 140 || at.acks != 20 {
+	if at := s.open[account{escrow, s.self, c.epoch()}]; at.acked != firstOwed*7 || at.acks != firstOwed {
 		t.Errorf("acknowledged: %d for %d", at.acked, at.acks)
-	}
-}
-
-// TestDoctorOfLedger has what doctor says of the ledger.
-func TestDoctorOfLedger(t *testing.T) {
-	now := time.Now()
-	for _, c := range []struct {
-		name  string
-		l     api.LedgerStatus
-		state string
-	}{
-		{"fine", api.LedgerStatus{Height: 9, BlockTime: now.Add(-time.Second)}, "ok"},
-		{"nobody decides", api.LedgerStatus{Height: 9, BlockTime: now.Add(-time.Hour)}, "warn"},
-		{"not begun", api.LedgerStatus{BlockTime: now}, "warn"},
-		{"behind", api.LedgerStatus{Height: 9, BlockTime: now.Add(-time.Hour), CatchingUp: true}, "warn"},
-		{"joins", api.LedgerStatus{Doing: "asking peers for a snapshot of the ledger", CatchingUp: true}, "warn"},
-		{"the clock is off", api.LedgerStatus{Height: 9, BlockTime: now, Error: "the clock of this machine is off"}, "fail"},
-		{"light, one peer", api.LedgerStatus{Height: 9, BlockTime: now, Light: true, Error: "one full node is connected"}, "warn"},
-	} {
-		if got := checkLedger(&c.l, now); got.State != c.state || (got.Remedy == "") != (c.state == "ok") {
-			t.Errorf("%s: %+v", c.name, got)
-		}
 	}
 }

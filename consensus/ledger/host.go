@@ -356,12 +356,11 @@ func (v View) Validators() ([]NamedHost, error) {
 	return all, *o.err
 }
 
-// UnbondingOf returns what of a host's collateral unbonds.
-func (v View) UnbondingOf(a mesh.Address) (sum mesh.Amount, err error) {
-	err = list(v, []byte{tableUnbonding}, func(k []byte, u *ledgerpb.Unbonding) {
-		if bytes.Equal(k[9:], a[:]) {
-			sum += mesh.Amount(u.GetAmount())
-		}
+// Unbonding returns what of the hosts' collateral unbonds.
+func (v View) Unbonding() (map[mesh.Address]mesh.Amount, error) {
+	out := make(map[mesh.Address]mesh.Amount)
+	err := list(v, []byte{tableUnbonding}, func(k []byte, u *ledgerpb.Unbonding) {
+		out[mesh.AddressOf(k[9:])] += mesh.Amount(u.GetAmount())
 	})
-	return sum, err
+	return out, err
 }

@@ -2,6 +2,8 @@ package ledger
 
 import (
 	"bytes"
+	"cmp"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -37,10 +39,20 @@ type EscrowReceipts struct {
 	Receipts []ReceiptEntry
 }
 
-// Prover proves that receipts are in the settlement that was built with it.
+// Prover proves that receipts are in the settlement that was built with it. Each proof
+// hashes a small part of it: anybody may ask for many.
 type Prover struct {
 	escrows []EscrowReceipts // ascending, as are the receipts in each
+	trees   []*merkle.SumTree
 	lines   []*ledgerpb.SettleLine
+	over    *merkle.SumTree // of the lines
+	index   []indexed       // ascending
+}
+
+// indexed says under which escrow a receipt with such a hash is.
+type indexed struct {
+	hash   uint64 // its first 8 bytes
+	escrow int
 }
 
 // BuildSettlement returns the lines of a host's settlement, ascending by escrow and
@@ -66,17 +78,30 @@ func BuildSettlement(all []EscrowReceipts) ([]*ledgerpb.SettleLine, *Prover, err
 				return nil, nil, fmt.Errorf("settlement: receipt %s is there twice", e.Receipts[j].Hash.Short())
 			}
 		}
-		root, err := merkle.SumRoot(receiptLeaves(e.Receipts))
+		tree, err := merkle.NewSumTree(receiptLeaves(e.Receipts))
 		if err != nil {
 			return nil, nil, fmt.Errorf("settlement: escrow %s: %w", e.Escrow.Short(), err)
 		}
+		p.trees = append(p.trees, tree)
+		for _, r := range e.Receipts {
+			p.index = append(p.index, indexed{binary.BigEndian.Uint64(r.Hash[:8]), i})
+		}
+		root := tree.Root()
 		p.lines = append(p.lines, &ledgerpb.SettleLine{
 			Escrow: e.Escrow[:], Receipts: uint64(len(e.Receipts)), Total: root.Sum, Root: root.Hash[:],
 		})
 	}
-	lines := make([]*ledgerpb.SettleLine, len(p.lines))
+	slices.SortFunc(p.index, func(a, b indexed) int {
+		return cmp.Or(cmp.Compare(a.hash, b.hash), cmp.Compare(a.escrow, b.escrow))
+	})
+	lines, leaves := make([]*ledgerpb.SettleLine, len(p.lines)), make([]merkle.SumNode, len(p.lines))
 	for i, l := range p.lines {
+		leaves[i] = lineLeaf(l)
 		lines[i] = &ledgerpb.SettleLine{Escrow: l.GetEscrow(), Receipts: l.GetReceipts(), Total: l.GetTotal(), Root: l.GetRoot()}
+	}
+	var err error
+	if p.over, err = merkle.NewSumTree(leaves); err != nil {
+		return nil, nil, fmt.Errorf("settlement: the lines: %w", err)
 	}
 	return lines, p, nil
 }
@@ -84,9 +109,13 @@ func BuildSettlement(all []EscrowReceipts) ([]*ledgerpb.SettleLine, *Prover, err
 func receiptLeaves(receipts []ReceiptEntry) []merkle.SumNode {
 	leaves := make([]merkle.SumNode, len(receipts))
 	for i, r := range receipts {
-		leaves[i] = merkle.SumNode{Hash: r.Hash, Sum: uint64(r.Price)}
+		leaves[i] = r.leaf()
 	}
 	return leaves
+}
+
+func (r ReceiptEntry) leaf() merkle.SumNode {
+	return merkle.SumNode{Hash: r.Hash, Sum: uint64(r.Price)}
 }
 
 // Escrow returns the escrow that a receipt is under. A prover of nothing has none.
@@ -94,13 +123,19 @@ func (p *Prover) Escrow(receipt mesh.Hash) (mesh.Hash, bool) {
 	if p == nil {
 		return mesh.Hash{}, false
 	}
-	for _, e := range p.escrows {
-		_, ok := slices.BinarySearchFunc(e.Receipts, receipt, func(r ReceiptEntry, h mesh.Hash) int { return bytes.Compare(r.Hash[:], h[:]) })
-		if ok {
+	first := binary.BigEndian.Uint64(receipt[:8])
+	at, _ := slices.BinarySearchFunc(p.index, first, func(i indexed, h uint64) int { return cmp.Compare(i.hash, h) })
+	for ; at < len(p.index) && p.index[at].hash == first; at++ {
+		e := p.escrows[p.index[at].escrow]
+		if _, ok := find(e.Receipts, receipt); ok {
 			return e.Escrow, true
 		}
 	}
 	return mesh.Hash{}, false
+}
+
+func find(receipts []ReceiptEntry, hash mesh.Hash) (int, bool) {
+	return slices.BinarySearchFunc(receipts, hash, func(r ReceiptEntry, h mesh.Hash) int { return bytes.Compare(r.Hash[:], h[:]) })
 }
 
 // Prove returns the proof of a receipt under an escrow.
@@ -110,19 +145,15 @@ func (p *Prover) Prove(escrow, receipt mesh.Hash) (*ledgerpb.ReceiptProof, error
 		return nil, fmt.Errorf("prove receipt: escrow %s is not in the settlement", escrow.Short())
 	}
 	receipts := p.escrows[at].Receipts
-	index, ok := slices.BinarySearchFunc(receipts, receipt, func(r ReceiptEntry, h mesh.Hash) int { return bytes.Compare(r.Hash[:], h[:]) })
+	index, ok := find(receipts, receipt)
 	if !ok {
 		return nil, fmt.Errorf("prove receipt: %s is not in the settlement under escrow %s", receipt.Short(), escrow.Short())
 	}
-	path, err := merkle.SumProof(receiptLeaves(receipts), index)
+	path, err := p.trees[at].Proof(index, func(i int) merkle.SumNode { return receipts[i].leaf() })
 	if err != nil {
 		return nil, fmt.Errorf("prove receipt: %w", err)
 	}
-	lines := make([]merkle.SumNode, len(p.lines))
-	for i, l := range p.lines {
-		lines[i] = lineLeaf(l)
-	}
-	linePath, err := merkle.SumProof(lines, at)
+	linePath, err := p.over.Proof(at, func(i int) merkle.SumNode { return lineLeaf(p.lines[i]) })
 	if err != nil {
 		return nil, fmt.Errorf("prove receipt: %w", err)
 	}

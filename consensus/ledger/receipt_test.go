@@ -221,3 +221,41 @@ func FuzzReceiptProof(f *testing.F) {
 		}
 	})
 }
+
+// TestProverFinds finds receipts whose hashes begin alike, under any escrow.
+func TestProverFinds(t *testing.T) {
+	var all []EscrowReceipts
+	for e := range 3 {
+		one := EscrowReceipts{Escrow: mesh.HashOf([]byte{byte(e)})}
+		for i := range 3 {
+			h := mesh.HashOf([]byte("the same 8 bytes"))
+			h[8], h[9] = byte(e), byte(i)
+			one.Receipts = append(one.Receipts, ReceiptEntry{h, 5})
+		}
+		all = append(all, one)
+	}
+	lines, prover, err := BuildSettlement(all)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range all {
+		for _, r := range e.Receipts {
+			escrow, ok := prover.Escrow(r.Hash)
+			if !ok || escrow != e.Escrow {
+				t.Fatalf("receipt %s is under %s: %v", r.Hash, escrow, ok)
+			}
+			proof, err := prover.Prove(escrow, r.Hash)
+			if err == nil {
+				err = VerifyReceipt(committed(t, lines), proof)
+			}
+			if err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	other := all[0].Receipts[0].Hash
+	other[9] = 99
+	if _, ok := prover.Escrow(other); ok {
+		t.Error("a receipt that is not there")
+	}
+}

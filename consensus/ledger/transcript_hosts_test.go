@@ -302,9 +302,9 @@ func (s *hostStory) show(f []string) {
 	case "balance":
 		s.say("%s", mesh.Amount(s.w.account(f[1]).GetBalance()))
 	case "unbonding":
-		sum, err := v.UnbondingOf(s.w.address(f[1]))
+		all, err := v.Unbonding()
 		must(err)
-		s.say("%s", sum)
+		s.say("%s", all[s.w.address(f[1])])
 	case "missed":
 		n, err := v.Missed(s.w.address(f[1]))
 		must(err)

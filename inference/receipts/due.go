@@ -15,7 +15,8 @@ import (
 )
 
 // Due is a final receipt that an escrow pays: all of it that a settlement needs, so that
-// it is settled although the receipt itself had to make room.
+// it is settled although the receipt itself had to make room. Of a host's own it is what
+// it settles, of other hosts' what no voucher of this node is for yet.
 type Due struct {
 	Part   Part
 	Host   mesh.Address
@@ -23,6 +24,7 @@ type Due struct {
 	Escrow mesh.Hash
 	Price  mesh.Amount
 	Hash   mesh.Hash // of the signed body
+	Whole  bool      // vouchers count it; see inference.Receipt
 }
 
 // Part is what a host is paid for once: request, choice and first token of a receipt.
@@ -33,7 +35,7 @@ func PartOf(r *inference.Receipt) Part { return Part(key(r)) }
 
 const (
 	ledgerLen  = 32 + 8      // of a ledgerKey
-	dueLen     = 32 + 8 + 32 // of a value: escrow, price, hash
+	dueLen     = 32 + 8 + 32 // of a value: escrow, price, hash; one byte more where it is not whole
 	accountLen = ledgerLen + 32
 	voucherLen = accountLen + 8
 )
@@ -60,7 +62,11 @@ func owe(tx *bbolt.Tx, r *inference.Receipt, key []byte) error {
 		return nil
 	}
 	hash := mesh.HashOf(r.Signed.GetBody())
-	return tx.Bucket(bucketDue).Put(append(account, key...), slices.Concat(r.Pb.GetEscrow(), be64(r.Pb.GetPrice()), hash[:]))
+	value := slices.Concat(r.Pb.GetEscrow(), be64(r.Pb.GetPrice()), hash[:])
+	if !r.Whole() {
+		value = append(value, 1)
+	}
+	return tx.Bucket(bucketDue).Put(append(account, key...), value)
 }
 
 // Due returns what escrows pay a host for in an epoch, in the order of the receipts'
@@ -78,11 +84,11 @@ func (s *Store) due(prefix []byte, fn func(Due)) error {
 	err := s.db.View(func(tx *bbolt.Tx) error {
 		c := tx.Bucket(bucketDue).Cursor()
 		for k, v := c.Seek(prefix); k != nil && bytes.HasPrefix(k, prefix); k, v = c.Next() {
-			if len(k) != ledgerLen+keyLen || len(v) != dueLen {
+			if len(k) != ledgerLen+keyLen || len(v) != dueLen && len(v) != dueLen+1 {
 				continue // damaged: the others are still due
 			}
 			fn(Due{Part: Part(k[ledgerLen:]), Host: mesh.AddressOf(k[:32]), Epoch: mesh.Epoch(number(k[32:40])),
-				Escrow: mesh.Hash(v[:32]), Price: mesh.Amount(number(v[32:40])), Hash: mesh.Hash(v[40:])})
+				Escrow: mesh.Hash(v[:32]), Price: mesh.Amount(number(v[32:40])), Hash: mesh.Hash(v[40:dueLen]), Whole: len(v) == dueLen})
 		}
 		return nil
 	})
@@ -93,8 +99,9 @@ func (s *Store) due(prefix []byte, fn func(Due)) error {
 }
 
 // Seal fixes what a host settles of an epoch: of what is due now the escrows that keep
-// names, and nothing that comes later. To seal once more changes nothing.
-func (s *Store) Seal(host mesh.Address, epoch mesh.Epoch, keep func(escrow mesh.Hash) bool) error {
+// names, and nothing that comes later. It notes what trust the payers have from then on.
+// To seal once more changes nothing.
+func (s *Store) Seal(host mesh.Address, epoch mesh.Epoch, keep func(escrow mesh.Hash) bool, trust map[mesh.Hash]int64) error {
 	prefix := ledgerKey(host, epoch)
 	err := s.db.Update(func(tx *bbolt.Tx) error {
 		sealed, due := tx.Bucket(bucketSealed), tx.Bucket(bucketDue)
@@ -104,12 +111,17 @@ func (s *Store) Seal(host mesh.Address, epoch mesh.Epoch, keep func(escrow mesh.
 		var drop [][]byte
 		c := due.Cursor()
 		for k, v := c.Seek(prefix); k != nil && bytes.HasPrefix(k, prefix); k, v = c.Next() {
-			if len(v) != dueLen || !keep(mesh.Hash(v[:32])) {
+			if len(v) < dueLen || !keep(mesh.Hash(v[:32])) {
 				drop = append(drop, slices.Clone(k))
 			}
 		}
 		for _, k := range drop {
 			if err := due.Delete(k); err != nil {
+				return err
+			}
+		}
+		for escrow, n := range trust {
+			if err := tx.Bucket(bucketTrust).Put(escrow[:], append(be64(uint64(epoch)), be64(uint64(n))...)); err != nil {
 				return err
 			}
 		}
@@ -137,71 +149,137 @@ func (s *Store) Sealed(host mesh.Address) (map[mesh.Epoch]bool, error) {
 	return out, nil
 }
 
-// Voucher is a payer's word on a host's part of an escrow in an epoch.
-type Voucher struct {
-	inference.Voucher
-	Signed *inferencepb.Signed
+// Trust calls fn with what Seal noted last of each escrow.
+func (s *Store) Trust(fn func(escrow mesh.Hash, trust int64)) error {
+	err := s.db.View(func(tx *bbolt.Tx) error {
+		return tx.Bucket(bucketTrust).ForEach(func(k, v []byte) error {
+			if len(k) == 32 && len(v) == 16 {
+				fn(mesh.Hash(k), int64(number(v[8:])))
+			}
+			return nil
+		})
+	})
+	if err != nil {
+		return fmt.Errorf("read what payers are trusted with: %w", err)
+	}
+	return nil
 }
 
 // PutVoucher keeps a voucher, which the caller has verified. One for less than another
-// that acknowledges no more receipts is refused with ErrLess.
-func (s *Store) PutVoucher(v *inference.Voucher, signed *inferencepb.Signed) error {
+// that acknowledges no more receipts is refused with ErrLess; one that is for as much or
+// more, and acknowledges fewer, takes its place. covers are the receipts of another host
+// that it is the first of this node's vouchers to be for.
+func (s *Store) PutVoucher(v *inference.Voucher, signed *inferencepb.Signed, covers ...Part) error {
 	body, err := proto.Marshal(signed)
-	if err != nil {
-		return fmt.Errorf("keep voucher: %w", err)
+	if err == nil {
+		err = s.put(&put{voucher: &voucherPut{*v, body, covers}})
 	}
-	err = s.db.Batch(func(tx *bbolt.Tx) error {
-		b := tx.Bucket(bucketVouchers)
-		account := append(ledgerKey(v.Host, v.Epoch), v.Escrow[:]...)
-		count, first := 0, []byte(nil)
-		c := b.Cursor()
-		for k, old := c.Seek(account); k != nil && bytes.HasPrefix(k, account); k, old = c.Next() {
-			if len(k) != voucherLen || len(old) < 8 {
-				continue
-			}
-			if count++; count == 1 {
-				first = slices.Clone(k)
-			}
-			switch receipts, amount := number(k[accountLen:]), number(old[:8]); {
-			case receipts == v.Receipts && amount >= uint64(v.Amount):
-				return nil // known, or one that came later says more
-			case receipts < v.Receipts && amount > uint64(v.Amount), receipts > v.Receipts && amount < uint64(v.Amount):
-				return ErrLess
-			case receipts == v.Receipts:
-				count-- // this one takes its place
-			}
-		}
-		key := append(account, be64(v.Receipts)...)
-		if count >= KeptVouchers {
-			if bytes.Compare(key, first) < 0 {
-				return nil
-			}
-			if err := b.Delete(first); err != nil {
-				return err
-			}
-		}
-		return b.Put(key, append(be64(uint64(v.Amount)), body...))
-	})
 	if err != nil {
 		return fmt.Errorf("keep voucher: %w", err)
 	}
 	return nil
 }
 
+// voucherPut is a voucher on its way to the disk.
+type voucherPut struct {
+	inference.Voucher
+	body   []byte // of the Signed
+	covers []Part
+}
+
+func (p *voucherPut) account() string { return string(accountKey(&p.Voucher)) }
+
+func accountKey(v *inference.Voucher) []byte {
+	return append(ledgerKey(v.Host, v.Epoch), v.Escrow[:]...)
+}
+
+func (p *voucherPut) insert(tx *bbolt.Tx) error {
+	b, account := tx.Bucket(bucketVouchers), accountKey(&p.Voucher)
+	var kept, drop [][]byte
+	known := false
+	c := b.Cursor()
+	for k, old := c.Seek(account); k != nil && bytes.HasPrefix(k, account); k, old = c.Next() {
+		if len(k) != voucherLen || len(old) < 8 {
+			continue
+		}
+		switch receipts, amount := number(k[accountLen:]), number(old[:8]); {
+		case receipts < p.Receipts && amount > uint64(p.Amount):
+			return ErrLess
+		case receipts == p.Receipts && amount >= uint64(p.Amount):
+			known = true // or one that came later says more
+		case receipts >= p.Receipts && amount <= uint64(p.Amount):
+			drop = append(drop, slices.Clone(k))
+		default:
+			kept = append(kept, slices.Clone(k))
+		}
+	}
+	for _, part := range p.covers {
+		if err := tx.Bucket(bucketDue).Delete(slices.Concat(ledgerKey(p.Host, p.Epoch), part[:], p.Host[:])); err != nil {
+			return err
+		}
+	}
+	key := append(account, be64(p.Receipts)...)
+	if known || len(kept) >= KeptVouchers && bytes.Compare(key, kept[0]) < 0 {
+		return nil
+	}
+	if len(kept) >= KeptVouchers {
+		drop = append(drop, kept[0])
+	}
+	for _, k := range drop {
+		if err := b.Delete(k); err != nil {
+			return err
+		}
+	}
+	return b.Put(key, append(be64(uint64(p.Amount)), p.body...))
+}
+
+// PutTaken notes vouchers that their hosts took.
+func (s *Store) PutTaken(all []inference.Voucher) error {
+	err := s.db.Update(func(tx *bbolt.Tx) error {
+		for _, v := range all {
+			if err := tx.Bucket(bucketTaken).Put(accountKey(&v), be64(uint64(v.Amount))); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("note which vouchers were taken: %w", err)
+	}
+	return nil
+}
+
+// Taken calls fn with the accounts of which hosts took vouchers, up to these amounts.
+func (s *Store) Taken(fn func(v inference.Voucher)) error {
+	err := s.db.View(func(tx *bbolt.Tx) error {
+		return tx.Bucket(bucketTaken).ForEach(func(k, v []byte) error {
+			if len(k) == accountLen && len(v) == 8 {
+				fn(inference.Voucher{Host: mesh.AddressOf(k[:32]), Epoch: mesh.Epoch(number(k[32:40])), Escrow: mesh.Hash(k[40:]),
+					Amount: mesh.Amount(number(v))})
+			}
+			return nil
+		})
+	})
+	if err != nil {
+		return fmt.Errorf("read which vouchers were taken: %w", err)
+	}
+	return nil
+}
+
 // Vouchers calls fn with the vouchers that are kept, of all hosts and epochs; those of an
 // account come with ascending receipts.
-func (s *Store) Vouchers(fn func(v Voucher)) error { return s.vouchers(nil, fn) }
+func (s *Store) Vouchers(fn func(v inference.SignedVoucher)) error { return s.vouchers(nil, fn) }
 
 // VouchersFor does the same for one host and epoch.
-func (s *Store) VouchersFor(host mesh.Address, epoch mesh.Epoch, fn func(v Voucher)) error {
+func (s *Store) VouchersFor(host mesh.Address, epoch mesh.Epoch, fn func(v inference.SignedVoucher)) error {
 	return s.vouchers(ledgerKey(host, epoch), fn)
 }
 
-func (s *Store) vouchers(prefix []byte, fn func(v Voucher)) error {
+func (s *Store) vouchers(prefix []byte, fn func(v inference.SignedVoucher)) error {
 	err := s.db.View(func(tx *bbolt.Tx) error {
 		c := tx.Bucket(bucketVouchers).Cursor()
 		for k, value := c.Seek(prefix); k != nil && bytes.HasPrefix(k, prefix); k, value = c.Next() {
-			v := Voucher{Signed: new(inferencepb.Signed)}
+			v := inference.SignedVoucher{Signed: new(inferencepb.Signed)}
 			if len(k) != voucherLen || len(value) < 8 || proto.Unmarshal(value[8:], v.Signed) != nil {
 				continue // damaged: the others still count
 			}
@@ -217,15 +295,20 @@ func (s *Store) vouchers(prefix []byte, fn func(v Voucher)) error {
 	return nil
 }
 
+// trustKept is for how many epochs more it is remembered what a payer left unpaid.
+const trustKept = 100
+
 // Forget drops vouchers and what was due of epochs before this one; the receipts stay.
 func (s *Store) Forget(before mesh.Epoch) error {
 	err := s.db.Update(func(tx *bbolt.Tx) error {
-		for _, name := range [][]byte{bucketDue, bucketVouchers, bucketSealed} {
+		for _, name := range [][]byte{bucketDue, bucketVouchers, bucketTaken, bucketSealed, bucketTrust} {
 			b := tx.Bucket(name)
 			var old [][]byte
 			c := b.Cursor()
-			for k, _ := c.First(); k != nil; k, _ = c.Next() {
-				if len(k) >= ledgerLen && mesh.Epoch(number(k[32:40])) < before {
+			for k, v := c.First(); k != nil; k, v = c.Next() {
+				switch {
+				case len(k) >= ledgerLen && mesh.Epoch(number(k[32:40])) < before,
+					len(k) < ledgerLen && len(v) == 16 && mesh.Epoch(number(v[:8]))+trustKept < before:
 					old = append(old, slices.Clone(k))
 				}
 			}

@@ -1,11 +1,13 @@
 // Package receipts keeps signed receipts on disk: those that a node's host signed
 // and those that its router was given. It is one bbolt file. Put returns when the
 // receipt is on disk; receipts that come at the same time share one commit. What a full
-// disk does not take is held in memory, and written when there is room.
+// disk does not take is held in memory, and written when there is room. Payers' vouchers
+// take the same way.
 package receipts
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
@@ -38,16 +40,19 @@ type Config struct {
 type Store struct {
 	cfg   Config
 	db    *bbolt.DB
-	puts  chan put
+	puts  chan *put
 	stop  chan struct{} // closed by Close
 	once  sync.Once
 	ended chan struct{} // closed when the writer has ended
+	lost  error         // what the writer could not write at its end; read after ended
 }
 
+// put is a receipt or a voucher on its way to the disk.
 type put struct {
-	request mesh.Hash
 	receipt *inference.Receipt
-	done    chan error
+	voucher *voucherPut
+	err     error      // why it alone is not taken; the writer uses it
+	done    chan error // of one place
 }
 
 // The buckets. A receipt's key is request, choice, first token and host, so that of
@@ -59,6 +64,8 @@ var (
 	bucketDue      = []byte("due")      // host, epoch, key -> escrow, price, hash: receipts that an escrow pays
 	bucketSealed   = []byte("sealed")   // host, epoch -> 1: nothing of it becomes due any more
 	bucketVouchers = []byte("vouchers") // host, epoch, escrow, receipts -> amount, bytes of the Signed
+	bucketTaken    = []byte("taken")    // host, epoch, escrow -> amount of the last voucher that the host took
+	bucketTrust    = []byte("trust")    // escrow -> epoch, trust: what its payer left unpaid here
 
 	metaVersion = []byte("version")
 	metaNetwork = []byte("network")
@@ -69,12 +76,15 @@ var (
 const keyLen = 32 + 4 + 4 + 32
 
 const (
-	maxBatch   = 256             // receipts that share a commit
-	maxHeld    = 16 << 10        // receipts that wait until the disk takes them
+	maxBatch   = 256             // puts that share a commit
+	maxHeld    = 16 << 10        // puts that wait until the disk takes them
 	retryEvery = 5 * time.Second // while some wait
 )
 
 var errClosed = errors.New("the store of receipts is closed")
+
+// ErrHeld is a put that the disk did not take: it waits in memory.
+var ErrHeld = errors.New("it waits in memory until it can be done")
 
 // Open opens or makes a store.
 func Open(cfg Config) (*Store, error) {
@@ -88,7 +98,7 @@ func Open(cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open receipts %s: %w", cfg.Path, err)
 	}
-	s := &Store{cfg: cfg, db: db, puts: make(chan put), stop: make(chan struct{}), ended: make(chan struct{})}
+	s := &Store{cfg: cfg, db: db, puts: make(chan *put), stop: make(chan struct{}), ended: make(chan struct{})}
 	if err := db.Update(s.prepare); err != nil {
 		db.Close()
 		return nil, fmt.Errorf("open receipts %s: %w", cfg.Path, err)
@@ -98,7 +108,7 @@ func Open(cfg Config) (*Store, error) {
 }
 
 func (s *Store) prepare(tx *bbolt.Tx) error {
-	for _, b := range [][]byte{bucketMeta, bucketReceipts, bucketOrder, bucketDue, bucketSealed, bucketVouchers} {
+	for _, b := range [][]byte{bucketMeta, bucketReceipts, bucketOrder, bucketDue, bucketSealed, bucketVouchers, bucketTaken, bucketTrust} {
 		if _, err := tx.CreateBucketIfNotExists(b); err != nil {
 			return err
 		}
@@ -116,11 +126,11 @@ func (s *Store) prepare(tx *bbolt.Tx) error {
 	return meta.Put(metaVersion, be64(version))
 }
 
-// Close ends the store. A Put that is waiting fails.
+// Close ends the store, and says what is lost with it. A Put that is waiting fails.
 func (s *Store) Close() error {
 	s.once.Do(func() { close(s.stop) })
 	<-s.ended
-	return s.db.Close()
+	return errors.Join(s.lost, s.db.Close())
 }
 
 // Put keeps a receipt. Of two for the same segment the longer one stays, and of two
@@ -133,7 +143,11 @@ func (s *Store) Put(request mesh.Hash, signed *inferencepb.Signed) error {
 	if receipt.Request != request {
 		return errors.New("keep receipt: it is of another request")
 	}
-	p := put{request, receipt, make(chan error, 1)}
+	return s.put(&put{receipt: receipt})
+}
+
+func (s *Store) put(p *put) error {
+	p.done = make(chan error, 1)
 	select {
 	case s.puts <- p:
 	case <-s.ended:
@@ -142,14 +156,15 @@ func (s *Store) Put(request mesh.Hash, signed *inferencepb.Signed) error {
 	return <-p.done
 }
 
-// write is the only writer: it commits what waits, all at once.
+// write is the only writer: it commits what waits, all at once and in the order in which
+// it came.
 func (s *Store) write() {
 	defer close(s.ended)
 	retry := time.NewTicker(retryEvery)
 	defer retry.Stop()
-	var held []*inference.Receipt // that found no room, the newest last
+	var held []*put // that found no room, the newest last
 	for {
-		var batch []put
+		var batch []*put
 		select {
 		case p := <-s.puts:
 			batch = append(batch, p)
@@ -158,8 +173,8 @@ func (s *Store) write() {
 				continue
 			}
 		case <-s.stop:
-			if len(held) > 0 {
-				_ = s.commit(held) // the last attempt; each Put has told of the first
+			if err := s.commit(held); err != nil { // the last attempt; each Put has told of the first
+				s.lost = fmt.Errorf("%d receipts and vouchers that found no room on the disk are lost: %w", len(held), err)
 			}
 			return
 		}
@@ -171,26 +186,50 @@ func (s *Store) write() {
 				more = false
 			}
 		}
-		all := held
-		for _, p := range batch {
-			all = append(all, p.receipt)
-		}
+		all := slices.Concat(held, batch)
 		err := s.commit(all)
 		held = nil
 		if err != nil {
-			held = all[max(0, len(all)-maxHeld):]
-			err = fmt.Errorf("write receipts %s: %w; they wait in memory until it can be done", s.cfg.Path, err)
+			held = worthHolding(all)
+			err = fmt.Errorf("write receipts %s: %w; %w", s.cfg.Path, err, ErrHeld)
 		}
 		for _, p := range batch {
-			p.done <- err
+			p.done <- cmp.Or(p.err, err)
 		}
 	}
 }
 
-func (s *Store) commit(all []*inference.Receipt) error {
+// worthHolding returns what waits for the disk: of the vouchers of an account the one for most.
+func worthHolding(all []*put) []*put {
+	most := make(map[string]*put)
+	for _, p := range all {
+		if p.voucher != nil && p.err == nil {
+			if was := most[p.voucher.account()]; was == nil || was.voucher.Amount <= p.voucher.Amount {
+				most[p.voucher.account()] = p
+			}
+		}
+	}
+	held := slices.DeleteFunc(all, func(p *put) bool {
+		return p.err != nil || p.voucher != nil && most[p.voucher.account()] != p
+	})
+	return held[max(0, len(held)-maxHeld):]
+}
+
+func (s *Store) commit(all []*put) error {
+	if len(all) == 0 {
+		return nil
+	}
 	return s.db.Update(func(tx *bbolt.Tx) error {
-		for _, r := range all {
-			if err := s.insert(tx, r); err != nil {
+		for _, p := range all {
+			var err error
+			if p.voucher != nil {
+				err = p.voucher.insert(tx)
+			} else {
+				err = s.insert(tx, p.receipt)
+			}
+			if p.err = nil; errors.Is(err, ErrLess) {
+				p.err = err
+			} else if err != nil {
 				return err
 			}
 		}

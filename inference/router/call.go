@@ -316,7 +316,7 @@ func (r *Router) abandon(k *call) {
 		k.cancel()
 		return
 	}
-	r.background(func() {
+	r.pays(func() {
 		defer k.cancel()
 		var lie error
 		if k.receipt == nil || k.receipt.Finish == inference.FinishOpen {

@@ -252,6 +252,6 @@ func (q *question) keep(receipt *inference.Receipt, broken bool) {
 	}
 	if final := receipt.Finish != inference.FinishOpen; q.r.cfg.Purse != nil && (final || broken) &&
 		len(receipt.Pb.GetEscrow()) > 0 && receipt.Pb.GetPrice() > 0 {
-		q.r.background(func() { q.r.pay(receipt) })
+		q.r.pays(func() { q.r.pay(receipt) })
 	}
 }

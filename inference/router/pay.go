@@ -3,15 +3,14 @@ package router
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"sync"
 	"time"
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/gonka-mesh/mesh"
 	"github.com/gonka-mesh/mesh/inference"
-	"github.com/gonka-mesh/mesh/inference/inferencepb"
 )
 
 const (
@@ -21,27 +20,21 @@ const (
 )
 
 // pay sends the host a voucher for its receipt. One that does not arrive is made good
-// by the next, which is for everything so far.
+// by the next, which is for everything so far, or sent again by whoever has the purse.
 func (r *Router) pay(receipt *inference.Receipt) {
-	voucher, err := r.cfg.Purse.Acknowledge(receipt)
+	v, err := r.cfg.Purse.Acknowledge(receipt)
 	if err != nil {
 		r.cfg.Log.Error("an answer was not acknowledged", "host", receipt.Host.Short(), "error", err)
 		return
 	}
-	if voucher == nil {
+	if v == nil {
 		return
 	}
-	said := new(inferencepb.Voucher)
-	body, err := proto.Marshal(voucher)
-	if err = errors.Join(err, proto.Unmarshal(voucher.GetBody(), said)); err != nil {
-		r.cfg.Log.Error("an answer was not acknowledged", "host", receipt.Host.Short(), "error", err)
-		return
-	}
-	newest := r.owing.begin(said)
-	defer r.owing.end(said)
+	newest := r.owing.begin(v)
+	defer r.owing.end(v)
 	pause := 100 * time.Millisecond
 	for try := range payTries {
-		if err = r.sendVoucher(receipt, body); err == nil || r.ctx.Err() != nil {
+		if err = r.Deliver(r.ctx, v); err == nil || r.ctx.Err() != nil {
 			return
 		}
 		if try+1 == payTries {
@@ -50,7 +43,7 @@ func (r *Router) pay(receipt *inference.Receipt) {
 		select {
 		case <-time.After(pause):
 			pause = min(5*pause, payPause)
-		case <-r.ctx.Done():
+		case <-r.closing: // nobody waits for a host that is away
 			return
 		}
 		if !newest() {
@@ -58,6 +51,23 @@ func (r *Router) pay(receipt *inference.Receipt) {
 		}
 	}
 	r.cfg.Log.Warn("a host did not take its voucher", "host", receipt.Host.Short(), "error", err)
+}
+
+// Deliver sends a voucher to its host, once. A host that lost receipts in a crash gets it
+// anew for those that are left: the money is the same.
+func (r *Router) Deliver(ctx context.Context, v *inference.SignedVoucher) error {
+	err := r.sendVoucher(ctx, v)
+	var refusal *inference.Refusal
+	if errors.As(err, &refusal) && refusal.Receipts != nil && *refusal.Receipts < v.Receipts {
+		if v, err = r.cfg.Purse.Recount(v, *refusal.Receipts); err != nil {
+			return err
+		}
+		err = r.sendVoucher(ctx, v)
+	}
+	if err == nil {
+		r.cfg.Purse.Taken(v)
+	}
+	return err
 }
 
 // owing is what vouchers on their way say, so that of those for a host that is away only
@@ -68,21 +78,20 @@ type owing struct {
 }
 
 type owingKey struct {
-	escrow, host string
-	epoch        uint64
+	escrow mesh.Hash
+	host   mesh.Address
+	epoch  mesh.Epoch
 }
 
 type owed struct {
-	amount uint64
+	amount mesh.Amount
 	count  int // vouchers on their way
 }
 
-func keyOfVoucher(v *inferencepb.Voucher) owingKey {
-	return owingKey{string(v.GetEscrow()), string(v.GetHost()), v.GetEpoch()}
-}
+func keyOfVoucher(v *inference.SignedVoucher) owingKey { return owingKey{v.Escrow, v.Host, v.Epoch} }
 
 // begin notes a voucher. newest says whether there is none for more.
-func (o *owing) begin(v *inferencepb.Voucher) (newest func() bool) {
+func (o *owing) begin(v *inference.SignedVoucher) (newest func() bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.most == nil {
@@ -95,15 +104,15 @@ func (o *owing) begin(v *inferencepb.Voucher) (newest func() bool) {
 		o.most[k] = at
 	}
 	at.count++
-	at.amount = max(at.amount, v.GetAmount())
+	at.amount = max(at.amount, v.Amount)
 	return func() bool {
 		o.mu.Lock()
 		defer o.mu.Unlock()
-		return at.amount <= v.GetAmount()
+		return at.amount <= v.Amount
 	}
 }
 
-func (o *owing) end(v *inferencepb.Voucher) {
+func (o *owing) end(v *inference.SignedVoucher) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	k := keyOfVoucher(v)
@@ -114,10 +123,14 @@ func (o *owing) end(v *inferencepb.Voucher) {
 	}
 }
 
-func (r *Router) sendVoucher(receipt *inference.Receipt, body []byte) error {
-	ctx, cancel := context.WithTimeout(r.ctx, payWait)
+func (r *Router) sendVoucher(ctx context.Context, v *inference.SignedVoucher) error {
+	ctx, cancel := context.WithTimeout(ctx, payWait)
 	defer cancel()
-	req, err := newCall(ctx, receipt.Host, "/v1/voucher", body)
+	body, err := proto.Marshal(v.Signed)
+	if err != nil {
+		return err
+	}
+	req, err := newCall(ctx, v.Host, "/v1/voucher", body)
 	if err != nil {
 		return err
 	}
@@ -126,9 +139,9 @@ func (r *Router) sendVoucher(receipt *inference.Receipt, body []byte) error {
 		return err
 	}
 	defer resp.Body.Close()
-	said, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
+	said, _ := io.ReadAll(io.LimitReader(resp.Body, inference.MaxRefusalBytes+1))
 	if resp.StatusCode/100 != 2 {
-		return fmt.Errorf("it answered %s: %.200q", resp.Status, said)
+		return inference.ParseRefusal(resp.StatusCode, said)
 	}
 	return nil
 }

@@ -22,6 +22,7 @@ type testPurse struct {
 	likely func(hosts []mesh.Address) []mesh.Address // nil: it cannot tell
 	mu     sync.Mutex
 	said   map[mesh.Address]inference.Voucher // guarded by mu
+	taken  map[mesh.Address]mesh.Amount       // guarded by mu
 }
 
 func (p *testPurse) Escrow() ([]byte, mesh.Epoch) {
@@ -38,25 +39,50 @@ func (p *testPurse) Likely(_ mesh.Hash, _ mesh.Epoch, hosts []mesh.Address) []me
 	return p.likely(hosts)
 }
 
-func (p *testPurse) Acknowledge(r *inference.Receipt) (*inferencepb.Signed, error) {
+func (p *testPurse) Acknowledge(r *inference.Receipt) (*inference.SignedVoucher, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	v := p.said[r.Host]
 	v.Escrow, v.Host, v.Epoch = p.escrow, r.Host, mesh.Epoch(r.Pb.GetEpoch())
 	v.Amount += mesh.Amount(r.Pb.GetPrice())
-	if r.Finish != inference.FinishOpen {
+	if r.Whole() {
 		v.Receipts++
 	}
 	p.said[r.Host] = v
-	return inference.SignVoucher(network, testKey(1000), &v)
+	return p.sign(v)
+}
+
+func (p *testPurse) sign(v inference.Voucher) (*inference.SignedVoucher, error) {
+	signed, err := inference.SignVoucher(network, testKey(1000), &v)
+	return &inference.SignedVoucher{Voucher: v, Signed: signed}, err
+}
+
+func (p *testPurse) Recount(refused *inference.SignedVoucher, receipts uint64) (*inference.SignedVoucher, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	v := p.said[refused.Host]
+	v.Receipts = receipts
+	p.said[refused.Host] = v
+	return p.sign(v)
+}
+
+func (p *testPurse) Taken(v *inference.SignedVoucher) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.taken == nil {
+		p.taken = make(map[mesh.Address]mesh.Amount)
+	}
+	p.taken[v.Host] = max(p.taken[v.Host], v.Amount)
 }
 
 // testTill takes all, and counts.
 type testTill struct {
 	mu                      sync.Mutex
 	reserved, served, acked mesh.Amount // guarded by mu
-	admitted, receipts      int         // guarded by mu
+	admitted                int         // guarded by mu
+	whole, acks             uint64      // guarded by mu
 	away                    int         // vouchers that are not taken first; guarded by mu
+	there                   *uint64     // receipts that it has by its own account; guarded by mu
 	poor                    func() bool // the escrow has nothing for this host; nil: it has
 	old                     bool        // it is of a version that offers to anyone
 	offers, refused         int         // guarded by mu
@@ -88,7 +114,9 @@ func (t *testTill) Admit(_ *inference.Request, most mesh.Amount) (func(*inferenc
 		}
 		if r, err := inference.ParseReceipt(network, s); err == nil {
 			t.served += mesh.Amount(r.Pb.GetPrice())
-			t.receipts++
+			if r.Whole() {
+				t.whole++
+			}
 		}
 	}, nil
 }
@@ -113,7 +141,10 @@ func (t *testTill) Voucher(s *inferencepb.Signed) error {
 	if t.away--; t.away >= 0 {
 		return errors.New("away")
 	}
-	t.acked = max(t.acked, v.Amount)
+	if t.there != nil && v.Receipts > *t.there {
+		return &inference.Refusal{Code: inference.CodeInvalid, Receipts: t.there, Message: "there are fewer"}
+	}
+	t.acked, t.acks = max(t.acked, v.Amount), max(t.acks, v.Receipts)
 	return nil
 }
 
@@ -151,6 +182,9 @@ func sum(t *testing.T, tills []*testTill) (served, acked mesh.Amount) {
 		}
 		if till.served != till.acked {
 			t.Errorf("host %d: %d served, %d acknowledged", i, till.served, till.acked)
+		}
+		if till.whole != till.acks && till.there == nil {
+			t.Errorf("host %d: %d whole answers, %d acknowledged", i, till.whole, till.acks)
 		}
 		served += till.served
 		acked += till.acked
@@ -226,6 +260,90 @@ func TestPayCancelled(t *testing.T) {
 		time.Sleep(time.Minute)
 		if served, _ := sum(t, tills); served <= 13*2 || served >= 13*2+500*3 {
 			t.Errorf("%d served", served)
+		}
+	})
+}
+
+// TestPayAndClose: who asks and ends at once has paid, if the host is there.
+func TestPayAndClose(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		away int // vouchers that are not taken first
+		wait time.Duration
+		paid bool
+	}{
+		{"the host is there", 0, time.Second, true},
+		{"the host is away", 1000, 100 * time.Millisecond, false}, // the voucher goes out at the next start
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w, purse, tills := payWorld(t, 1, func(int) *engine { return &engine{pace: time.Millisecond} })
+				defer w.close()
+				tills[0].away = c.away
+				if _, err := w.collect(t.Context(), ask(50), nil); err != nil {
+					t.Fatal(err)
+				}
+				from := time.Now()
+				if err := w.router.Close(); err != nil {
+					t.Fatal(err)
+				}
+				if took := time.Since(from); took > c.wait {
+					t.Errorf("Close took %s", took)
+				}
+				tills[0].mu.Lock()
+				defer tills[0].mu.Unlock()
+				if want := mesh.Amount(13*2 + 50*3); (tills[0].acked == want) != c.paid || (purse.taken[w.order[0].addr] == want) != c.paid {
+					t.Errorf("%d acknowledged, %d known to be taken", tills[0].acked, purse.taken[w.order[0].addr])
+				}
+			})
+		})
+	}
+}
+
+// TestCancelAndClose: the answer that the end of a program cancels is paid for too.
+func TestCancelAndClose(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, _, tills := payWorld(t, 1, func(int) *engine { return &engine{pace: 10 * time.Millisecond} })
+		defer w.close()
+		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+		defer cancel()
+		if _, err := w.collect(ctx, ask(500), nil); err == nil {
+			t.Fatal("it was not cancelled")
+		}
+		if err := w.router.Close(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		if served, _ := sum(t, tills); served <= 13*2 {
+			t.Errorf("%d served", served)
+		}
+	})
+}
+
+// TestRecount: a host that lost receipts gets the voucher anew, for those that it has.
+func TestRecount(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, purse, tills := payWorld(t, 1, func(int) *engine { return &engine{pace: time.Millisecond} })
+		defer w.close()
+		for i := range 3 {
+			if i == 2 {
+				there := uint64(1)
+				tills[0].mu.Lock()
+				tills[0].there = &there
+				tills[0].mu.Unlock()
+			}
+			if _, err := w.collect(t.Context(), ask(50), nil); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Second)
+		}
+		if served, _ := sum(t, tills); served != 3*(13*2+50*3) {
+			t.Errorf("%d served", served)
+		}
+		purse.mu.Lock()
+		defer purse.mu.Unlock()
+		if v := purse.said[w.order[0].addr]; v.Receipts != 1 {
+			t.Errorf("said at last: %+v", v)
 		}
 	})
 }

@@ -59,9 +59,13 @@ type Purse interface {
 	// Escrow returns what requests draw on now, nil for nothing, and the ledger's epoch.
 	Escrow() (id []byte, epoch mesh.Epoch)
 	// Acknowledge returns the voucher for a receipt that was verified, nil where there is
-	// nothing to pay. One that is not final is the last of a host that was lost: it is paid
-	// for, and not counted.
-	Acknowledge(r *inference.Receipt) (*inferencepb.Signed, error)
+	// nothing to pay. One that is not whole is paid for, and not counted.
+	Acknowledge(r *inference.Receipt) (*inference.SignedVoucher, error)
+	// Recount returns the last voucher of an account anew, for no more receipts than there
+	// are by the host that refused this one.
+	Recount(refused *inference.SignedVoucher, receipts uint64) (*inference.SignedVoucher, error)
+	// Taken is told of vouchers that their hosts took.
+	Taken(v *inference.SignedVoucher)
 	// Likely returns those hosts that most likely have a part of an escrow in an epoch.
 	Likely(escrow mesh.Hash, epoch mesh.Epoch, hosts []mesh.Address) []mesh.Address
 }
@@ -155,9 +159,12 @@ type Router struct {
 	owing     owing
 	ctx       context.Context // of work in the background; ends with Close
 	stop      context.CancelFunc
+	closing   chan struct{} // closed when Close begins
 
 	mu     sync.Mutex
 	closed bool                           // guarded by mu
+	paying int                            // work that leads to vouchers; guarded by mu
+	paid   chan struct{}                  // made by Close, closed when paying is 0; guarded by mu
 	tasks  sync.WaitGroup                 // entered with mu held, while not closed
 	wanted map[mesh.Hash]chan<- taskOffer // offers by task; guarded by mu
 }
@@ -173,6 +180,8 @@ func New(cfg Config) (*Router, error) {
 		hosts:  newHosts(),
 		meter:  newMeter(),
 		wanted: make(map[mesh.Hash]chan<- taskOffer),
+
+		closing: make(chan struct{}),
 	}
 	r.transport = r.newTransport()
 	r.ctx, r.stop = context.WithCancel(context.Background())
@@ -187,9 +196,30 @@ func (r *Router) Models(ctx context.Context) ([]inference.ModelInfo, error) {
 	return r.cfg.Directory.Models(ctx)
 }
 
-// Close ends work in the background and all connections. Answers have to be ended
-// before, by their contexts.
+// closeWait is how long Close waits for vouchers under way.
+const closeWait = 3 * time.Second
+
+// Close ends work in the background and all connections, once the vouchers under way were
+// sent. Answers have to be ended before, by their contexts.
 func (r *Router) Close() error {
+	r.mu.Lock()
+	if r.paid != nil {
+		r.mu.Unlock()
+		return nil
+	}
+	r.paid = make(chan struct{})
+	if r.paying == 0 {
+		r.closed = true
+		close(r.paid)
+	}
+	close(r.closing)
+	r.mu.Unlock()
+	limit := time.NewTimer(closeWait)
+	defer limit.Stop()
+	select {
+	case <-r.paid:
+	case <-limit.C:
+	}
 	r.mu.Lock()
 	r.closed = true
 	r.mu.Unlock()
@@ -198,6 +228,27 @@ func (r *Router) Close() error {
 	r.transport.CloseIdleConnections()
 	r.meter.unregister(r.cfg.Metrics)
 	return nil
+}
+
+// pays runs f, which leads to a voucher, as background does: Close waits for it.
+func (r *Router) pays(f func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return
+	}
+	r.paying++
+	r.tasks.Go(func() {
+		defer func() {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			if r.paying--; r.paying == 0 && r.paid != nil {
+				r.closed = true
+				close(r.paid)
+			}
+		}()
+		f()
+	})
 }
 
 // background runs f, which has to heed r.ctx, unless the router is closed, and says which.

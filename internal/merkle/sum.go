@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/bits"
+	"slices"
 
 	"github.com/gonka-mesh/mesh"
 )
@@ -122,27 +123,100 @@ func SumProof(leaves []SumNode, index int) ([]SumNode, error) {
 	if index < 0 || index >= len(leaves) {
 		return nil, fmt.Errorf("merkle-sum proof of leaf %d: the tree has %d", index, len(leaves))
 	}
-	return sumPath(leaves, index)
+	if _, carry := total(leaves); carry {
+		return nil, fmt.Errorf("merkle-sum proof: %w", mesh.ErrOverflow)
+	}
+	nodes := make([]SumNode, len(leaves))
+	for i, leaf := range leaves {
+		nodes[i] = sumLeaf(leaf)
+	}
+	return sumPath(nodes, index), nil
 }
 
-func sumPath(leaves []SumNode, index int) ([]SumNode, error) {
-	if len(leaves) <= 1 {
-		return nil, nil
+func total(leaves []SumNode) (sum uint64, overflow bool) {
+	for _, leaf := range leaves {
+		var carry uint64
+		if sum, carry = bits.Add64(sum, leaf.Sum, 0); carry != 0 {
+			return 0, true
+		}
 	}
-	split := 1 << (bits.Len(uint(len(leaves)-1)) - 1)
-	in, beside := leaves[:split], leaves[split:]
-	if index >= split {
-		in, beside, index = beside, in, index-split
+	return sum, false
+}
+
+// sumPath returns the siblings of a node up to the root over nodes, whose sum fits.
+func sumPath(nodes []SumNode, index int) (path []SumNode) {
+	for len(nodes) > 1 {
+		split := 1 << (bits.Len(uint(len(nodes)-1)) - 1)
+		in, beside := nodes[:split], nodes[split:]
+		if index >= split {
+			in, beside, index = beside, in, index-split
+		}
+		path = append(path, over(beside))
+		nodes = in
 	}
-	path, err := sumPath(in, index)
+	slices.Reverse(path)
+	return path
+}
+
+// over returns the root over nodes, at least one, whose sum fits.
+func over(nodes []SumNode) SumNode {
+	if len(nodes) == 1 {
+		return nodes[0]
+	}
+	split := 1 << (bits.Len(uint(len(nodes)-1)) - 1)
+	n, _ := sumNode(over(nodes[:split]), over(nodes[split:]))
+	return n
+}
+
+// SumTree gives many proofs from the same leaves without hashing all of them for each:
+// it keeps the roots of sumBlock leaves each.
+type SumTree struct {
+	count  int
+	blocks []SumNode
+}
+
+const sumBlock = 256 // leaves; a power of two, so that a block is a subtree
+
+// NewSumTree takes in the leaves of a tree. Their sum has to fit in 64 bits.
+func NewSumTree(leaves []SumNode) (*SumTree, error) {
+	if _, carry := total(leaves); carry {
+		return nil, fmt.Errorf("merkle-sum tree: %w", mesh.ErrOverflow)
+	}
+	t := &SumTree{count: len(leaves)}
+	for block := range slices.Chunk(leaves, sumBlock) {
+		root, err := SumRoot(block)
+		if err != nil {
+			return nil, err
+		}
+		t.blocks = append(t.blocks, root)
+	}
+	return t, nil
+}
+
+// Root returns the root over the leaves.
+func (t *SumTree) Root() SumNode {
+	if t.count == 0 {
+		return new(SumBuilder).Root()
+	}
+	return over(t.blocks)
+}
+
+// Proof returns the proof of the leaf at index, as SumProof does. leaf gives the leaves
+// that NewSumTree took in; those of one block are asked for.
+func (t *SumTree) Proof(index int, leaf func(i int) SumNode) ([]SumNode, error) {
+	if index < 0 || index >= t.count {
+		return nil, fmt.Errorf("merkle-sum proof of leaf %d: the tree has %d", index, t.count)
+	}
+	from := index - index%sumBlock
+	block := make([]SumNode, 0, sumBlock)
+	for i := from; i < min(from+sumBlock, t.count); i++ {
+		block = append(block, leaf(i))
+	}
+	path, err := SumProof(block, index-from)
 	if err != nil {
 		return nil, err
 	}
-	sibling, err := SumRoot(beside)
-	if err != nil {
-		return nil, err
-	}
-	return append(path, sibling), nil
+	return append(path, sumPath(t.blocks, index/sumBlock)...), nil
 }
 
 // VerifySum reports whether leaf, with its amount, is the one at index in the tree of

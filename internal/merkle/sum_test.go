@@ -142,6 +142,41 @@ func TestSumProof(t *testing.T) {
 	}
 }
 
+// TestSumTree: a tree that keeps roots of blocks gives the proofs of one that does not.
+func TestSumTree(t *testing.T) {
+	all := sumLeaves(2*sumBlock + 2)
+	for _, n := range []int{0, 1, 2, sumBlock - 1, sumBlock, sumBlock + 1, sumBlock + 2, 2*sumBlock - 1, 2 * sumBlock, 2*sumBlock + 1, 2*sumBlock + 2} {
+		l := all[:n]
+		tree, err := NewSumTree(l)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, want := tree.Root(), sumRoot(t, l); got != want {
+			t.Fatalf("root of %d leaves: %v, want %v", n, got, want)
+		}
+		asked := 0
+		for i := range l {
+			got, err := tree.Proof(i, func(i int) SumNode { asked++; return l[i] })
+			want, err2 := SumProof(l, i)
+			if err := errors.Join(err, err2); err != nil {
+				t.Fatal(err)
+			}
+			if !slices.Equal(got, want) {
+				t.Fatalf("proof of leaf %d of %d: %v, want %v", i, n, got, want)
+			}
+		}
+		if asked > n*sumBlock {
+			t.Errorf("%d leaves were asked for %d proofs of %d", asked, n, n)
+		}
+		if _, err := tree.Proof(n, func(int) SumNode { return SumNode{} }); err == nil {
+			t.Errorf("proof of a leaf outside a tree of %d", n)
+		}
+	}
+	if _, err := NewSumTree([]SumNode{{Sum: math.MaxUint64}, {Sum: 1}}); !errors.Is(err, mesh.ErrOverflow) {
+		t.Errorf("overflow: %v", err)
+	}
+}
+
 // TestSumOverflow: sums never wrap, neither in a tree that is built nor in one that a
 // liar hashed by hand.
 func TestSumOverflow(t *testing.T) {
