@@ -45,9 +45,11 @@ func TestIdleConnection(t *testing.T) {
 			t.Fatal(err)
 		}
 		in := bufio.NewReader(ours)
-		if resp, err := http.ReadResponse(in, nil); err != nil || resp.StatusCode != http.StatusOK {
+		resp, err := http.ReadResponse(in, nil)
+		if err != nil || resp.StatusCode != http.StatusOK {
 			t.Fatal(resp, err)
 		}
+		resp.Body.Close()
 		start := time.Now()
 		if err := ours.SetReadDeadline(start.Add(time.Hour)); err != nil {
 			t.Fatal(err)

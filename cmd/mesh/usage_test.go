@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -234,7 +235,8 @@ func TestOldGenesis(t *testing.T) {
 		}
 		d.block, d.epoch = c.block, c.epoch
 		err := d.genesis(1)
-		if _, usage := err.(usageError); usage != (c.want != "") || !strings.Contains(fmt.Sprint(err), c.want) {
+		var wrong usageError
+		if usage := errors.As(err, &wrong); usage != (c.want != "") || !strings.Contains(fmt.Sprint(err), c.want) {
 			t.Errorf("%s, %d: %v", c.block, c.epoch, err)
 		}
 	}

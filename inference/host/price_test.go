@@ -91,11 +91,13 @@ func (b *bench) cancel(n byte, req *inference.Request) {
 	b.t.Helper()
 	order, err := inference.SignCancel(network, testKey(n), req.Hash, 0)
 	if err != nil {
-		b.t.Fatal(err)
+		b.t.Error(err)
+		return
 	}
 	body, err := proto.Marshal(order)
 	if err != nil {
-		b.t.Fatal(err)
+		b.t.Error(err)
+		return
 	}
 	b.post(n, "/v1/cancel", body).conn.Close()
 }
