@@ -3,8 +3,12 @@ package main
 import (
 	"context"
 	"crypto/ed25519"
+	"errors"
+	"fmt"
 	"os"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -53,13 +57,22 @@ func TestServingBesideTransfers(t *testing.T) {
 	ask(time.Now().Add(2 * time.Second))
 	var idle, busy times
 	var sent int64
-	var took time.Duration
+	var took, quietWork, loudWork time.Duration
+	work := func() (sum time.Duration) { // of the validators
+		for _, h := range n.hosts {
+			sum += processorTime(t, h.PID)
+		}
+		return sum
+	}
 	for range trials(5) {
+		was := work()
 		quiet := ask(time.Now().Add(turn))
+		quietWork += work() - was
 		stop := s.send(t, perSecond)
 		ask(time.Now().Add(2 * time.Second)) // until blocks are full
-		before, start := s.done(), time.Now()
+		before, start, was := s.done(), time.Now(), work()
 		loud := ask(time.Now().Add(turn))
+		loudWork += work() - was
 		sent, took = sent+s.done()-before, took+time.Since(start)
 		stop()
 		idle.first, idle.whole = append(idle.first, quiet.first...), append(idle.whole, quiet.whole...)
@@ -77,6 +90,25 @@ func TestServingBesideTransfers(t *testing.T) {
 		}
 	}
 	t.Logf("%d and %d answers of %d tokens; %.0f transfers a second", len(idle.whole), len(busy.whole), tokens, float64(sent)/took.Seconds())
+	each := took.Seconds() * float64(len(n.hosts))
+	t.Logf("a validator, answers included: %.1f %% of a processor idle, %.1f %% beside transfers", 100*quietWork.Seconds()/each, 100*loudWork.Seconds()/each)
+}
+
+// processorTime returns what a process has used so far.
+func processorTime(t *testing.T, pid int) time.Duration {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		t.Skip("it needs /proc: ", err)
+	}
+	_, rest, _ := strings.Cut(string(b), ") ") // behind the name
+	fields := strings.Fields(rest)
+	user, err1 := strconv.Atoi(fields[11])
+	system, err2 := strconv.Atoi(fields[12])
+	if err := errors.Join(err1, err2); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(user+system) * 10 * time.Millisecond // ticks of Linux
 }
 
 // senders are accounts with coins, each of which waits until its last transfer is in a block.
