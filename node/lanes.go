@@ -3,6 +3,7 @@ package node
 import (
 	"github.com/gonka-mesh/mesh"
 	"github.com/gonka-mesh/mesh/consensus/ledger"
+	"github.com/gonka-mesh/mesh/inference"
 )
 
 // Pays implements host.Till. It keeps nothing: who only asks is owed no memory.
@@ -26,6 +27,33 @@ func (t *till) Pays(payer mesh.Address, escrow mesh.Hash, epoch mesh.Epoch, leas
 			escrow.Short(), room, epoch, ledger.ImplicitLanes)
 	}
 	return nil
+}
+
+// Affords implements host.Till. Of an account that was looked at lately no ledger is asked.
+func (t *till) Affords(req *inference.Request, least mesh.Amount) error {
+	if len(req.Pb.GetEscrow()) == 0 {
+		return t.lends(req.Payer, least)
+	}
+	id, err := mesh.HashFromBytes(req.Pb.GetEscrow())
+	if err != nil {
+		return unpaid("escrow: %v", err)
+	}
+	a := account{id, t.self, mesh.Epoch(req.Pb.GetEpoch())}
+	if t.fresh(a, req.Payer) && t.has(a, least) {
+		return nil
+	}
+	return t.Pays(req.Payer, id, a.epoch, least)
+}
+
+// has reports whether a known account has so much, what running answers hold included.
+func (t *till) has(a account, least mesh.Amount) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	known := t.open[a]
+	if known == nil || a.epoch < t.closed {
+		return false
+	}
+	return t.room(a, &tab{implicit: known.implicit, explicit: known.explicit, served: known.served}) >= least
 }
 
 // Likely implements router.Purse. Of all hosts of an epoch the first 16 by rank have a

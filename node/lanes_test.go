@@ -92,6 +92,57 @@ func TestPays(t *testing.T) {
 	refusedAs(t, s.Pays(owner, own, epoch, 1), inference.CodeUnpaid) // it is no host on the ledger
 }
 
+// TestAffords: what a call would be refused for, whatever its question, is told without it.
+func TestAffords(t *testing.T) {
+	c := newMoneyChain(t)
+	s, payer, other := c.shop(), c.payers[0], c.payers[1]
+	escrow, epoch := c.escrow(payer, 100*mesh.GNK, 10*mesh.GNK), c.epoch()
+	for _, tt := range []struct {
+		name  string
+		req   *inference.Request
+		least mesh.Amount
+		code  string
+	}{
+		{"its lane", c.request(payer, escrow, epoch), 10 * mesh.GNK, ""},
+		{"more than there is", c.request(payer, escrow, epoch), 1000 * mesh.GNK, inference.CodeUnpaid},
+		{"another's escrow", c.request(other, escrow, epoch), 1, inference.CodeUnpaid},
+		{"an escrow to come", c.request(payer, mesh.HashOf([]byte("none")), epoch), 1, inference.CodeBusy},
+		{"an epoch to come", c.request(payer, escrow, epoch+1), 1, inference.CodeBusy},
+	} {
+		for _, looked := range []bool{false, true} { // the account is known then, as far as it can be
+			err := s.Affords(tt.req, tt.least)
+			if tt.code == "" && err != nil {
+				t.Errorf("%s, looked %v: %v", tt.name, looked, err)
+			} else if tt.code != "" {
+				refusedAs(t, err, tt.code)
+			}
+			if done, err := s.Admit(tt.req, tt.least); err == nil {
+				done(nil)
+			}
+		}
+	}
+
+	s.credit = 0
+	none := c.request(payer, mesh.Hash{}, epoch)
+	refusedAs(t, s.Affords(none, 1), inference.CodeUnpaid)
+	s.credit = 3
+	if err := s.Affords(none, 3); err != nil {
+		t.Errorf("what may be lent: %v", err)
+	}
+	if len(s.lent) != 0 {
+		t.Error("to ask is to borrow")
+	}
+	done, err := s.Admit(none, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	refusedAs(t, s.Affords(none, 2), inference.CodeUnpaid)
+	if err := s.Affords(c.request(other, mesh.Hash{}, epoch), 3); err != nil {
+		t.Errorf("another is not lent: %v", err)
+	}
+	done(nil)
+}
+
 // TestPriceCapOfNode: what the configuration says is what the router is told.
 func TestPriceCapOfNode(t *testing.T) {
 	n, err := New(Config{Home: t.TempDir(), Network: "dev", Light: true, Listen: "127.0.0.1:0", NoMDNS: true, NoPortMap: true, PriceCap: 9}, slog.New(slog.DiscardHandler))

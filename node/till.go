@@ -316,6 +316,21 @@ func (t *till) lend(payer mesh.Address, most mesh.Amount) func(*inferencepb.Sign
 	}
 }
 
+// lends refuses a payer without an escrow that would not be lent so much.
+func (t *till) lends(payer mesh.Address, least mesh.Amount) error {
+	now := t.epoch()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	has, borrowers := t.lent[payer], len(t.lent)
+	if now != t.lentIn {
+		has, borrowers = 0, 0
+	}
+	if least > t.credit-min(has, t.credit) || has == 0 && borrowers >= maxBorrowers {
+		return unpaid("this host asks %s or more for this, and the request draws on no escrow: open one with `mesh wallet escrow AMOUNT`", least)
+	}
+	return nil
+}
+
 // fresh reports whether an account was looked at lately, for the same payer.
 func (t *till) fresh(a account, payer mesh.Address) bool {
 	t.mu.Lock()

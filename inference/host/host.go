@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
 
 	"github.com/gonka-mesh/mesh"
 	"github.com/gonka-mesh/mesh/inference"
@@ -40,6 +41,8 @@ type Till interface {
 	// Admit reserves what an answer may cost, or refuses in words for the payer. done ends
 	// the reservation, once; receipt is the answer's last one, nil where there is nothing to pay.
 	Admit(req *inference.Request, most mesh.Amount) (done func(receipt *inferencepb.Signed), err error)
+	// Affords refuses a request that cannot pay so much, as Admit would, and reserves nothing.
+	Affords(req *inference.Request, least mesh.Amount) error
 	// Pays refuses, as CodeUnpaid, an escrow that has less than so much for this host in an
 	// epoch. Another error says that it cannot be told now.
 	Pays(payer mesh.Address, escrow mesh.Hash, epoch mesh.Epoch, least mesh.Amount) error
@@ -119,13 +122,14 @@ type Host struct {
 	wires     sync.Map                // net.Conn to *wire, of the server
 
 	mu       sync.Mutex
-	lanes    map[mesh.ModelID]*lane     // guarded by mu, as is all within a lane
-	running  map[runKey]*answer         // guarded by mu
-	peers    map[mesh.Address]*usage    // guarded by mu
-	patience map[mesh.Address]*patience // guarded by mu
-	held     int64                      // bytes of requests; guarded by mu
-	draining bool                       // guarded by mu
-	idle     chan struct{}              // closed when draining and nothing runs; guarded by mu
+	lanes    map[mesh.ModelID]*lane         // guarded by mu, as is all within a lane
+	running  map[runKey]*answer             // guarded by mu
+	peers    map[mesh.Address]*usage        // guarded by mu
+	patience map[mesh.Address]*patience     // guarded by mu
+	rates    map[mesh.Address]*rate.Limiter // guarded by mu
+	held     int64                          // bytes of requests; guarded by mu
+	draining bool                           // guarded by mu
+	idle     chan struct{}                  // closed when draining and nothing runs; guarded by mu
 }
 
 // usage is what one peer takes of the host now.
@@ -153,6 +157,7 @@ func New(cfg Config) (*Host, error) {
 		running:   make(map[runKey]*answer),
 		peers:     make(map[mesh.Address]*usage),
 		patience:  make(map[mesh.Address]*patience),
+		rates:     make(map[mesh.Address]*rate.Limiter),
 		idle:      make(chan struct{}),
 		dialling:  make(chan struct{}, maxTasks),
 		preparing: make(chan struct{}, 1),

@@ -62,10 +62,10 @@ func (h *Host) wireState(c net.Conn, state http.ConnState) {
 func (h *Host) newServer() *http.Server {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /v1/infer", h.handleInfer)
-	mux.HandleFunc("POST /v1/cancel", h.handleCancel)
-	mux.HandleFunc("POST /v1/voucher", h.handleVoucher)
-	mux.HandleFunc("GET /v1/proof/{receipt}", h.handleProof)
-	mux.HandleFunc("GET /v1/ping", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
+	mux.HandleFunc("POST /v1/cancel", h.aside(1, h.handleCancel))
+	mux.HandleFunc("POST /v1/voucher", h.aside(1, h.handleVoucher))
+	mux.HandleFunc("GET /v1/proof/{receipt}", h.aside(proofCost, h.handleProof))
+	mux.HandleFunc("GET /v1/ping", h.aside(1, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) }))
 	return &http.Server{
 		Handler:           h.guard(mux),
 		ReadHeaderTimeout: headerTimeout,
@@ -260,6 +260,9 @@ func (h *Host) answerable(ctx context.Context, l *lane, call *inference.Call, pe
 		if err := h.patient(peer); err != nil {
 			return err
 		}
+		if err := h.solvent(l, call); err != nil {
+			return err
+		}
 	}
 	for i, t := range call.Prefix {
 		if int(t) >= l.info.Vocab {
@@ -380,6 +383,20 @@ func (h *Host) charges(l *lane) bool {
 	return h.cfg.Till != nil && (l.capability.GetPricePrompt() > 0 || l.capability.GetPriceOutput() > 0)
 }
 
+// solvent refuses a call that cannot be paid for at all, before anything is made of its
+// question: a token of prompt and one of the answer are the least that it costs.
+func (h *Host) solvent(l *lane, call *inference.Call) error {
+	if call.Request.Payer == h.self {
+		return nil
+	}
+	output := min(1, max(0, int(call.Request.Pb.GetMaxTokens())-len(call.Prefix)))
+	least, err := inference.Price(l.capability, 1, len(call.Prefix), output, inference.FinishLength)
+	if err != nil {
+		return err
+	}
+	return h.cfg.Till.Affords(call.Request, least)
+}
+
 // charge reserves the most that a choice may cost from the payer's escrow.
 func (h *Host) charge(l *lane, call *inference.Call, prompt, room int) (func(*inferencepb.Signed), error) {
 	if !h.charges(l) {
@@ -434,10 +451,6 @@ func (h *Host) close(a *answer) {
 }
 
 func (h *Host) handleCancel(w http.ResponseWriter, r *http.Request) {
-	if _, err := callerOf(r); err != nil {
-		refuse(w, err)
-		return
-	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxCancelBytes))
 	if err != nil {
 		refuse(w, fmt.Errorf("%w: read the cancel: %w", inference.ErrInvalid, err))

@@ -56,6 +56,7 @@ func (r *reservingTill) Admit(_ *inference.Request, most mesh.Amount) (func(*inf
 		r.got = append(r.got, s)
 	}, nil
 }
+func (r *reservingTill) Affords(*inference.Request, mesh.Amount) error { return nil }
 func (r *reservingTill) Pays(mesh.Address, mesh.Hash, mesh.Epoch, mesh.Amount) error {
 	return nil
 }

@@ -121,6 +121,17 @@ func (t *testTill) Admit(_ *inference.Request, most mesh.Amount) (func(*inferenc
 	}, nil
 }
 
+// Affords is what a call is asked before its question is looked at.
+func (t *testTill) Affords(*inference.Request, mesh.Amount) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	err := t.refuses()
+	if err != nil {
+		t.refused++
+	}
+	return err
+}
+
 func (t *testTill) Pays(mesh.Address, mesh.Hash, mesh.Epoch, mesh.Amount) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
