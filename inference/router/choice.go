@@ -36,13 +36,14 @@ type choice struct {
 
 	tried    map[mesh.Address]bool
 	last     error         // why the last host was given up
-	hosts    int           // tried
+	hosts    int           // tried; one that is busy again and again counts once
 	invalid  error         // what a host found wrong with the request
 	invalids int           // hosts that did
 	unpaid   int           // hosts that want money which this node's escrow does not have for them
 	wait     time.Duration // until some host may be worth a second try; 0: none is
 	searched bool          // a task was announced
 	again    bool          // the second try is on
+	full     map[mesh.Address]full
 	keeping  sync.WaitGroup
 }
 
@@ -67,7 +68,7 @@ func (l *lost) Unwrap() error { return l.err }
 
 // run tries hosts until the answer is complete. Any error but a lost host is final.
 func (c *choice) run(ctx context.Context) error {
-	for range c.q.r.cfg.MaxHosts {
+	for {
 		host, err := c.next(ctx)
 		if err != nil {
 			return err
@@ -79,7 +80,7 @@ func (c *choice) run(ctx context.Context) error {
 		if !errors.As(err, &l) {
 			return err
 		}
-		c.giveUp(host.peer, l)
+		c.giveUp(host, l)
 		// One host may be wrong about a request; two, or all that there are, are believed.
 		if c.invalids >= 2 {
 			return c.invalid
@@ -88,7 +89,6 @@ func (c *choice) run(ctx context.Context) error {
 			return c.exhausted()
 		}
 	}
-	return c.exhausted()
 }
 
 // maxUnpaid is how many hosts are asked for something for nothing: some give credit.
@@ -102,10 +102,10 @@ func (c *choice) poor() bool {
 
 // next returns the host to try. When nobody known takes the question it is announced
 // as a task, once; after that, hosts that were busy or out of reach are tried again,
-// once.
+// once, and then those that were busy and nothing else, as long as they may be waited for.
 func (c *choice) next(ctx context.Context) (ranked, error) {
 	start, cfg := time.Now(), &c.q.r.cfg
-	for {
+	for c.hosts < cfg.MaxHosts {
 		list, err := c.q.pick(ctx, c.tried, c.need(), start.Add(cfg.Connect))
 		switch {
 		case err == nil:
@@ -134,6 +134,10 @@ func (c *choice) next(ctx context.Context) (ranked, error) {
 				return ranked{}, ctx.Err()
 			}
 		default:
+			host, ferr := c.room(ctx)
+			if !errors.Is(ferr, errNoOffer) {
+				return host, ferr
+			}
 			var over *passedOver
 			switch {
 			case c.last == nil && errors.Is(err, errSmall):
@@ -146,6 +150,11 @@ func (c *choice) next(ctx context.Context) (ranked, error) {
 			return ranked{}, c.exhausted()
 		}
 	}
+	host, err := c.room(ctx)
+	if errors.Is(err, errNoOffer) {
+		return ranked{}, c.exhausted()
+	}
+	return host, err
 }
 
 // need returns how many tokens of context the answer takes at least.
@@ -190,12 +199,18 @@ func (c *choice) exhausted() error {
 }
 
 // giveUp notes what a host did.
-func (c *choice) giveUp(peer mesh.Address, l *lost) {
-	r, k := c.q.r, hostKey{peer, c.q.model}
+func (c *choice) giveUp(host ranked, l *lost) {
+	peer, r, k := host.peer, c.q.r, hostKey{host.peer, c.q.model}
 	c.tried[peer] = true
-	c.hosts++
 	c.last = fmt.Errorf("%s: %w", peer.Short(), plainly.Said(l.err))
 	r.meter.failovers.WithLabelValues(l.why).Inc()
+	if l.refusal == nil || l.refusal.Code != inference.CodeBusy {
+		delete(c.full, peer)
+	} else if c.noRoom(host, l.refusal) {
+		r.hosts.busy(k, time.Until(c.full[peer].at))
+		return
+	}
+	c.hosts++
 	r.cfg.Log.Info("a host was given up", "host", peer, "why", l.why, "error", l.err,
 		"request", c.q.req.Hash, "choice", c.index, "token", len(c.tokens))
 	again := secondTry

@@ -176,6 +176,14 @@ func (h *hosts) busy(k hostKey, wait time.Duration) {
 	})
 }
 
+// well reports whether nothing is held against a host but that it may be busy.
+func (h *hosts) well(k hostKey) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	r := h.at(k)
+	return r.failures == 0 && !r.liar
+}
+
 // unpaid notes that a host does not serve this node for want of money, which is no fault
 // of its own: others come first for a while.
 func (h *hosts) unpaid(k hostKey) {

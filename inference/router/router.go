@@ -94,7 +94,7 @@ type Config struct {
 	// where it cannot tell. Nil counts none.
 	Count func(mesh.ModelID, *inferencepb.Question) int
 
-	FirstToken time.Duration // without progress before the first token; default 30 s
+	FirstToken time.Duration // without progress before the first token, or for room on hosts that are busy; default 30 s
 	InterToken time.Duration // without a token after it; default 2 s, or 4 times the stream's own pace
 	Silence    time.Duration // without a byte, heartbeats included; default 800 ms, four of them
 	Connect    time.Duration // until the call is sent; default 2 s
