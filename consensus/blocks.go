@@ -150,20 +150,6 @@ func (c *Chain) LightBlock(_ context.Context, h mesh.Height) (*types.LightBlock,
 	return &types.LightBlock{SignedHeader: header, ValidatorSet: vals}, nil
 }
 
-// Params returns the consensus parameters that hold for a block.
-func (c *Chain) Params(_ context.Context, h mesh.Height) (types.ConsensusParams, error) {
-	p, done, err := c.hold()
-	if err != nil {
-		return types.ConsensusParams{}, err
-	}
-	defer done()
-	params, err := p.states.LoadConsensusParams(int64(h))
-	if err != nil {
-		return params, fmt.Errorf("parameters of block %d: %w: %w", h, ErrNoBlock, err)
-	}
-	return params, nil
-}
-
 // AddEvidence takes a proof of misbehaviour from a light peer.
 func (c *Chain) AddEvidence(ev types.Evidence) error {
 	p, done, err := c.hold()

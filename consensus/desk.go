@@ -89,8 +89,6 @@ func (d *Desk) answer(ctx context.Context, peer mesh.Address, ask *lightpb.Ask) 
 		return d.record(want.Record)
 	case *lightpb.Ask_Keys:
 		return d.keys(want.Keys)
-	case *lightpb.Ask_Params:
-		return d.params(ctx, mesh.Height(want.Params))
 	case *lightpb.Ask_Evidence:
 		return d.evidence(peer, want.Evidence)
 	}
@@ -117,23 +115,6 @@ const maxDeskKey = 256
 
 func refusal(code lightpb.Error_Code, message string) *lightpb.Answer {
 	return &lightpb.Answer{Got: &lightpb.Answer_Error{Error: &lightpb.Error{Code: code, Message: message}}}
-}
-
-func (d *Desk) params(ctx context.Context, height mesh.Height) *lightpb.Answer {
-	chain, err := d.Chain()
-	if err != nil {
-		return refusal(lightpb.Error_NO_LEDGER, err.Error())
-	}
-	params, err := chain.Params(ctx, height)
-	if err != nil {
-		return d.missing(err, height)
-	}
-	pb := params.ToProto()
-	raw, err := pb.Marshal()
-	if err != nil {
-		return refusal(lightpb.Error_OTHER, err.Error())
-	}
-	return &lightpb.Answer{Got: &lightpb.Answer_Params{Params: raw}}
 }
 
 // newest stands for 0 in questions about blocks.

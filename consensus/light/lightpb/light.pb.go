@@ -88,7 +88,6 @@ type Ask struct {
 	//	*Ask_Record
 	//	*Ask_Keys
 	//	*Ask_Evidence
-	//	*Ask_Params
 	//	*Ask_Tip
 	Want          isAsk_Want `protobuf_oneof:"want"`
 	unknownFields protoimpl.UnknownFields
@@ -168,15 +167,6 @@ func (x *Ask) GetEvidence() []byte {
 	return nil
 }
 
-func (x *Ask) GetParams() uint64 {
-	if x != nil {
-		if x, ok := x.Want.(*Ask_Params); ok {
-			return x.Params
-		}
-	}
-	return 0
-}
-
 func (x *Ask) GetTip() uint64 {
 	if x != nil {
 		if x, ok := x.Want.(*Ask_Tip); ok {
@@ -206,10 +196,6 @@ type Ask_Evidence struct {
 	Evidence []byte `protobuf:"bytes,4,opt,name=evidence,proto3,oneof"` // CometBFT's Evidence: two signed headers of one height
 }
 
-type Ask_Params struct {
-	Params uint64 `protobuf:"varint,5,opt,name=params,proto3,oneof"` // consensus parameters that hold for the block of this height
-}
-
 type Ask_Tip struct {
 	Tip uint64 `protobuf:"varint,6,opt,name=tip,proto3,oneof"` // height and hash of this block alone; 0: the newest
 }
@@ -221,8 +207,6 @@ func (*Ask_Record) isAsk_Want() {}
 func (*Ask_Keys) isAsk_Want() {}
 
 func (*Ask_Evidence) isAsk_Want() {}
-
-func (*Ask_Params) isAsk_Want() {}
 
 func (*Ask_Tip) isAsk_Want() {}
 
@@ -348,7 +332,6 @@ type Answer struct {
 	//	*Answer_Block
 	//	*Answer_Proof
 	//	*Answer_Keys
-	//	*Answer_Params
 	//	*Answer_Taken
 	//	*Answer_Tip
 	Got           isAnswer_Got `protobuf_oneof:"got"`
@@ -429,15 +412,6 @@ func (x *Answer) GetKeys() *KeyList {
 	return nil
 }
 
-func (x *Answer) GetParams() []byte {
-	if x != nil {
-		if x, ok := x.Got.(*Answer_Params); ok {
-			return x.Params
-		}
-	}
-	return nil
-}
-
 func (x *Answer) GetTaken() bool {
 	if x != nil {
 		if x, ok := x.Got.(*Answer_Taken); ok {
@@ -476,10 +450,6 @@ type Answer_Keys struct {
 	Keys *KeyList `protobuf:"bytes,4,opt,name=keys,proto3,oneof"`
 }
 
-type Answer_Params struct {
-	Params []byte `protobuf:"bytes,5,opt,name=params,proto3,oneof"` // CometBFT's ConsensusParams; a header has their hash
-}
-
 type Answer_Taken struct {
 	Taken bool `protobuf:"varint,6,opt,name=taken,proto3,oneof"` // of evidence
 }
@@ -495,8 +465,6 @@ func (*Answer_Block) isAnswer_Got() {}
 func (*Answer_Proof) isAnswer_Got() {}
 
 func (*Answer_Keys) isAnswer_Got() {}
-
-func (*Answer_Params) isAnswer_Got() {}
 
 func (*Answer_Taken) isAnswer_Got() {}
 
@@ -779,31 +747,29 @@ var File_consensus_light_lightpb_light_proto protoreflect.FileDescriptor
 
 const file_consensus_light_lightpb_light_proto_rawDesc = "" +
 	"\n" +
-	"#consensus/light/lightpb/light.proto\x12\rmesh.light.v1\"\xcd\x01\n" +
+	"#consensus/light/lightpb/light.proto\x12\rmesh.light.v1\"\xb9\x01\n" +
 	"\x03Ask\x12\x16\n" +
 	"\x05block\x18\x01 \x01(\x04H\x00R\x05block\x12/\n" +
 	"\x06record\x18\x02 \x01(\v2\x15.mesh.light.v1.RecordH\x00R\x06record\x12)\n" +
 	"\x04keys\x18\x03 \x01(\v2\x13.mesh.light.v1.KeysH\x00R\x04keys\x12\x1c\n" +
-	"\bevidence\x18\x04 \x01(\fH\x00R\bevidence\x12\x18\n" +
-	"\x06params\x18\x05 \x01(\x04H\x00R\x06params\x12\x12\n" +
+	"\bevidence\x18\x04 \x01(\fH\x00R\bevidence\x12\x12\n" +
 	"\x03tip\x18\x06 \x01(\x04H\x00R\x03tipB\x06\n" +
-	"\x04want\"2\n" +
+	"\x04wantJ\x04\b\x05\x10\x06\"2\n" +
 	"\x06Record\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\fR\x03key\x12\x16\n" +
 	"\x06height\x18\x02 \x01(\x04R\x06height\"P\n" +
 	"\x04Keys\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\fR\x06prefix\x12\x14\n" +
 	"\x05after\x18\x02 \x01(\fR\x05after\x12\x14\n" +
-	"\x05limit\x18\x03 \x01(\rR\x05limitJ\x04\b\x04\x10\x05\"\xf5\x01\n" +
+	"\x05limit\x18\x03 \x01(\rR\x05limitJ\x04\b\x04\x10\x05\"\xe1\x01\n" +
 	"\x06Answer\x12,\n" +
 	"\x05error\x18\x01 \x01(\v2\x14.mesh.light.v1.ErrorH\x00R\x05error\x12\x16\n" +
 	"\x05block\x18\x02 \x01(\fH\x00R\x05block\x12\x16\n" +
 	"\x05proof\x18\x03 \x01(\fH\x00R\x05proof\x12,\n" +
-	"\x04keys\x18\x04 \x01(\v2\x16.mesh.light.v1.KeyListH\x00R\x04keys\x12\x18\n" +
-	"\x06params\x18\x05 \x01(\fH\x00R\x06params\x12\x16\n" +
+	"\x04keys\x18\x04 \x01(\v2\x16.mesh.light.v1.KeyListH\x00R\x04keys\x12\x16\n" +
 	"\x05taken\x18\x06 \x01(\bH\x00R\x05taken\x12&\n" +
 	"\x03tip\x18\a \x01(\v2\x12.mesh.light.v1.TipH\x00R\x03tipB\x05\n" +
-	"\x03got\"1\n" +
+	"\x03gotJ\x04\b\x05\x10\x06\"1\n" +
 	"\x03Tip\x12\x16\n" +
 	"\x06height\x18\x01 \x01(\x04R\x06height\x12\x12\n" +
 	"\x04hash\x18\x02 \x01(\fR\x04hash\"\x9c\x01\n" +
@@ -877,7 +843,6 @@ func file_consensus_light_lightpb_light_proto_init() {
 		(*Ask_Record)(nil),
 		(*Ask_Keys)(nil),
 		(*Ask_Evidence)(nil),
-		(*Ask_Params)(nil),
 		(*Ask_Tip)(nil),
 	}
 	file_consensus_light_lightpb_light_proto_msgTypes[3].OneofWrappers = []any{
@@ -885,7 +850,6 @@ func file_consensus_light_lightpb_light_proto_init() {
 		(*Answer_Block)(nil),
 		(*Answer_Proof)(nil),
 		(*Answer_Keys)(nil),
-		(*Answer_Params)(nil),
 		(*Answer_Taken)(nil),
 		(*Answer_Tip)(nil),
 	}
