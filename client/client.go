@@ -137,13 +137,20 @@ func (c *Client) Balance(ctx context.Context) (mesh.Amount, error) {
 }
 
 // OpenEscrow sets money aside, which pays the answers from then on, and returns the
-// escrow's ID once that is in a block.
+// escrow's ID once that is in a block. It pays the least fee; while many transactions wait
+// more is asked for, which is an error, and OpenEscrowFee pays it.
 func (c *Client) OpenEscrow(ctx context.Context, amount mesh.Amount) (mesh.Hash, error) {
+	return c.OpenEscrowFee(ctx, amount, 0)
+}
+
+// OpenEscrowFee is OpenEscrow with a fee, where that is more than the least. More than a
+// hundred times the least is refused.
+func (c *Client) OpenEscrowFee(ctx context.Context, amount, fee mesh.Amount) (mesh.Hash, error) {
 	action, err := protojson.Marshal(&ledgerpb.Tx{Action: &ledgerpb.Tx_OpenEscrow{OpenEscrow: &ledgerpb.OpenEscrow{Amount: uint64(amount)}}})
 	if err != nil {
 		return mesh.Hash{}, fmt.Errorf("client: open an escrow: %w", err)
 	}
-	done, err := c.node.Submit(ctx, api.Submit{Action: action})
+	done, err := c.node.Submit(ctx, api.Submit{Action: action, Fee: fee})
 	if err != nil {
 		return mesh.Hash{}, fmt.Errorf("client: open an escrow: %w", err)
 	}

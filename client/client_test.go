@@ -110,12 +110,13 @@ func TestPaidAnswer(t *testing.T) {
 		t.Fatalf("balance %s, %v", before, err)
 	}
 	const aside = 100 * mesh.GNK
-	escrow, err := c.OpenEscrow(ctx, aside)
+	const fee = 50_000 // the least is some 3,000
+	escrow, err := c.OpenEscrowFee(ctx, aside, fee)
 	if err != nil {
 		t.Fatal(err)
 	}
 	after, err := c.Balance(ctx)
-	if err != nil || after >= before-aside || after < before-aside-mesh.GNK {
+	if err != nil || after != before-aside-fee {
 		t.Errorf("balance %s after %s were set aside of %s, %v", after, aside, before, err)
 	}
 	// Answers are drawn on the escrow from the next look at the ledger on.

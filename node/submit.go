@@ -31,6 +31,7 @@ func (n *Node) Submit(ctx context.Context, in api.Submit) (api.Submitted, error)
 	if err := protojson.Unmarshal(in.Action, action); err != nil {
 		return api.Submitted{}, fmt.Errorf("action: %w", err)
 	}
+	action.Fee = uint64(in.Fee)
 	return n.act(ctx, action)
 }
 
@@ -69,7 +70,7 @@ func (n *Node) register(ctx context.Context, tx *ledgerpb.Tx) error {
 	if _, ended := r.end(); errors.Join(ended, err) != nil || registration == nil {
 		return errors.Join(ended, err)
 	}
-	raw, err := n.sign(ctx, &ledgerpb.Tx{Action: &ledgerpb.Tx_RegisterHost{RegisterHost: registration}})
+	raw, err := n.sign(ctx, &ledgerpb.Tx{Fee: tx.GetFee(), Action: &ledgerpb.Tx_RegisterHost{RegisterHost: registration}})
 	if err != nil {
 		return err
 	}
@@ -107,7 +108,8 @@ func (n *Node) owner() mesh.Address {
 	return n.core.Net.Address()
 }
 
-// sign completes a transaction with number and fee.
+// sign completes a transaction with number and fee: the one that it has, if that is more
+// than the least.
 func (n *Node) sign(ctx context.Context, tx *ledgerpb.Tx) ([]byte, error) {
 	r, err := n.read(ctx)
 	if err != nil {
@@ -118,7 +120,7 @@ func (n *Node) sign(ctx context.Context, tx *ledgerpb.Tx) ([]byte, error) {
 	if _, ended := r.end(); errors.Join(ended, err, err2) != nil {
 		return nil, errors.Join(ended, err, err2)
 	}
-	fee, err := ledger.FeeOf(params, tx)
+	fee, err := ledger.FeeFor(params, tx, mesh.Amount(tx.GetFee()))
 	if err != nil {
 		return nil, err
 	}

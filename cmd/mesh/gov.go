@@ -167,7 +167,8 @@ type proposalFile struct {
 }
 
 func govProposeCommand(g *globals) *cobra.Command {
-	return &cobra.Command{
+	var own signer
+	cmd := &cobra.Command{
 		Use: "propose FILE", Short: "Put a proposal to the vote; FILE is YAML",
 		Long: `Put a proposal to the vote. FILE is YAML with a title, a text, and one change, or none for a resolution:
 
@@ -194,9 +195,11 @@ func govProposeCommand(g *globals) *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("proposal %s: %w", args[0], err)
 			}
-			return g.submit(cmd, signer{}, &ledgerpb.Tx{Action: &ledgerpb.Tx_Propose{Propose: p}})
+			return g.submit(cmd, own, &ledgerpb.Tx{Action: &ledgerpb.Tx_Propose{Propose: p}})
 		},
 	}
+	own.feeFlag(cmd)
+	return cmd
 }
 
 func parseProposal(b []byte, deposit uint64) (*ledgerpb.Propose, error) {
@@ -254,7 +257,8 @@ func parseProposal(b []byte, deposit uint64) (*ledgerpb.Propose, error) {
 }
 
 func govVoteCommand(g *globals) *cobra.Command {
-	return &cobra.Command{
+	var own signer
+	cmd := &cobra.Command{
 		Use: "vote ID yes|no|abstain|veto", Short: "Vote with this host's weight", Args: want("ID", "yes|no|abstain|veto"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			id, err := strconv.ParseUint(args[0], 10, 64)
@@ -265,7 +269,9 @@ func govVoteCommand(g *globals) *cobra.Command {
 			if !ok || option == int32(ledgerpb.Option_NONE) {
 				return usageError{fmt.Errorf("vote %q: yes, no, abstain or veto", args[1])}
 			}
-			return g.submit(cmd, signer{}, &ledgerpb.Tx{Action: &ledgerpb.Tx_Vote{Vote: &ledgerpb.Vote{Proposal: id, Option: ledgerpb.Option(option)}}})
+			return g.submit(cmd, own, &ledgerpb.Tx{Action: &ledgerpb.Tx_Vote{Vote: &ledgerpb.Vote{Proposal: id, Option: ledgerpb.Option(option)}}})
 		},
 	}
+	own.feeFlag(cmd)
+	return cmd
 }

@@ -34,38 +34,50 @@ func hostCommand(g *globals) *cobra.Command {
 		cmd.Flags().StringVar(&target, "host", "", "PEER whose collateral it is (default: this node)")
 	}
 	return noun("host", "Hosts on the ledger: show, stake, unstake, unjail, delegate",
-		hostShowCommand(g), stake, unstake,
-		&cobra.Command{
-			Use: "unjail", Short: "Come back after downtime", Args: noArgs,
-			RunE: func(cmd *cobra.Command, _ []string) error {
-				return g.submit(cmd, signer{}, &ledgerpb.Tx{Action: &ledgerpb.Tx_Unjail{Unjail: &ledgerpb.Unjail{}}})
-			},
+		hostShowCommand(g), stake, unstake, hostUnjailCommand(g), hostDelegateCommand(g))
+}
+
+func hostUnjailCommand(g *globals) *cobra.Command {
+	var own signer
+	cmd := &cobra.Command{
+		Use: "unjail", Short: "Come back after downtime", Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return g.submit(cmd, own, &ledgerpb.Tx{Action: &ledgerpb.Tx_Unjail{Unjail: &ledgerpb.Unjail{}}})
 		},
-		&cobra.Command{
-			Use: "delegate MODEL PEER", Short: "Let another host vote for this one's work on a model; PEER 'none' takes it back, MODEL 'all' is every model", Args: want("MODEL", "PEER"),
-			RunE: func(cmd *cobra.Command, args []string) error {
-				d := &ledgerpb.Delegate{Model: make([]byte, len(mesh.Hash{}))}
-				c, err := g.client()
+	}
+	own.feeFlag(cmd)
+	return cmd
+}
+
+func hostDelegateCommand(g *globals) *cobra.Command {
+	var own signer
+	cmd := &cobra.Command{
+		Use: "delegate MODEL PEER", Short: "Let another host vote for this one's work on a model; PEER 'none' takes it back, MODEL 'all' is every model", Args: want("MODEL", "PEER"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			d := &ledgerpb.Delegate{Model: make([]byte, len(mesh.Hash{}))}
+			c, err := g.client()
+			if err != nil {
+				return err
+			}
+			if args[0] != "all" {
+				model, err := wholeLedgerModel(cmd.Context(), c, args[0])
 				if err != nil {
 					return err
 				}
-				if args[0] != "all" {
-					model, err := wholeLedgerModel(cmd.Context(), c, args[0])
-					if err != nil {
-						return err
-					}
-					d.Model = model[:]
+				d.Model = model[:]
+			}
+			if args[1] != "none" {
+				to, err := wholeHost(cmd.Context(), c, args[1])
+				if err != nil {
+					return err
 				}
-				if args[1] != "none" {
-					to, err := wholeHost(cmd.Context(), c, args[1])
-					if err != nil {
-						return err
-					}
-					d.To = to[:]
-				}
-				return g.submit(cmd, signer{}, &ledgerpb.Tx{Action: &ledgerpb.Tx_Delegate{Delegate: d}})
-			},
-		})
+				d.To = to[:]
+			}
+			return g.submit(cmd, own, &ledgerpb.Tx{Action: &ledgerpb.Tx_Delegate{Delegate: d}})
+		},
+	}
+	own.feeFlag(cmd)
+	return cmd
 }
 
 func hostShowCommand(g *globals) *cobra.Command {

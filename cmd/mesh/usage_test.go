@@ -50,6 +50,8 @@ func TestWrongUse(t *testing.T) {
 		{[]string{"wallet", "show", "a", "b"}, "mesh: wallet show takes one argument at most: ADDRESS"},
 		{[]string{"wallet", "send", address}, "mesh: wallet send wants 2 arguments: ADDRESS AMOUNT"},
 		{[]string{"wallet", "send", address[40:], "1"}, "address"},
+		{[]string{"wallet", "send", address, "1", "--fee", "x"}, "--fee"},
+		{[]string{"gov", "vote", "1", "yes", "--fee", "-1"}, "--fee"},
 		{[]string{"wallet", "escrow"}, "mesh: wallet escrow wants 1 argument: AMOUNT"},
 		{[]string{"wallet", "escrow", "1", "--lane", "x"}, "want HOST=AMOUNT"},
 		{[]string{"wallet", "escrow", "top", "a"}, "mesh: wallet escrow top wants 2 arguments: ESCROW AMOUNT"},

@@ -227,10 +227,35 @@ func parseLane(ctx context.Context, c *api.Client, text string) (*ledgerpb.Lane,
 // the node never sees.
 type signer struct {
 	file string
+	fee  amountFlag
 }
 
 func (s *signer) flags(cmd *cobra.Command) {
+	s.feeFlag(cmd)
 	cmd.Flags().StringVar(&s.file, "key", "", "sign with the key in this FILE (see `mesh wallet key`) instead of the node's; its passphrase is in MESH_PASSPHRASE")
+}
+
+// feeFlag is for what the node's own key alone can sign.
+func (s *signer) feeFlag(cmd *cobra.Command) {
+	cmd.Flags().Var(&s.fee, "fee", "pay this fee, in GNK, which a node asks for while many transactions wait (default: the least)")
+}
+
+// amountFlag is an amount of money on the command line.
+type amountFlag mesh.Amount
+
+func (a *amountFlag) Set(text string) error {
+	n, err := mesh.ParseAmount(text)
+	*a = amountFlag(n)
+	return err
+}
+
+func (a *amountFlag) Type() string { return "AMOUNT" }
+
+func (a *amountFlag) String() string {
+	if *a == 0 {
+		return ""
+	}
+	return mesh.Amount(*a).String()
 }
 
 // account is whose money it is; zero: the node's.
@@ -270,6 +295,7 @@ func submitTx(ctx context.Context, c *api.Client, s signer, tx *ledgerpb.Tx) (ap
 	in := api.Submit{}
 	var err error
 	if s.file == "" {
+		in.Fee = mesh.Amount(s.fee)
 		if in.Action, err = protojson.Marshal(tx); err != nil {
 			return api.Submitted{}, fmt.Errorf("encode transaction: %w", err)
 		}
@@ -291,7 +317,7 @@ func submitTx(ctx context.Context, c *api.Client, s signer, tx *ledgerpb.Tx) (ap
 	if err != nil {
 		return api.Submitted{}, err
 	}
-	fee, err := ledger.FeeOf(&ledgerpb.Params{FeePerByte: rules.Params["fee_per_byte"]}, tx)
+	fee, err := ledger.FeeFor(&ledgerpb.Params{FeePerByte: rules.Params["fee_per_byte"]}, tx, mesh.Amount(s.fee))
 	if err != nil {
 		return api.Submitted{}, err
 	}

@@ -1,12 +1,33 @@
 package ledger
 
 import (
+	"errors"
 	"math"
 	"testing"
 
 	"github.com/gonka-mesh/mesh"
 	"github.com/gonka-mesh/mesh/consensus/ledger/ledgerpb"
 )
+
+// TestFeeFor: what is asked for is paid if it is more than the least, and no slip.
+func TestFeeFor(t *testing.T) {
+	least, err := FeeOf(&ledgerpb.Params{FeePerByte: 100}, unjailTx())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		perByte           uint64
+		asked, want, slip mesh.Amount
+	}{
+		{100, 0, least, 0}, {100, least - 1, least, 0}, {100, least + 1, least + 1, 0}, {100, 100 * least, 100 * least, 0},
+		{100, 100*least + 1, 0, 1}, {100, math.MaxUint64, 0, 1}, {0, 0, 0, 0}, {0, 7, 7, 0},
+	} {
+		fee, err := FeeFor(&ledgerpb.Params{FeePerByte: c.perByte}, unjailTx(), c.asked)
+		if fee != c.want || errors.Is(err, ErrRefused) != (c.slip > 0) {
+			t.Errorf("%d a byte, %s asked: %s, %v", c.perByte, c.asked, fee, err)
+		}
+	}
+}
 
 // TestFeeOf: the fee of an action is enough whatever number its transaction gets after,
 // and however many digits the fee has itself, and not much too high.

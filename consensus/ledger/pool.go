@@ -36,6 +36,7 @@ var (
 
 const (
 	ahead    = 64 // numbers
+	feeBytes = 9  // that a fee in a transaction may grow by
 	patience = 16
 	penance  = 256
 )
@@ -197,7 +198,9 @@ func (p *Pool) admits(h head, q *queue) error {
 	case !p.used.holds(h.size, most):
 		return noRoom("too many transactions wait for a block; try again later")
 	case h.fee < least:
-		return noRoom("%d transactions wait for a block: for %d bytes a fee of %d ngonka is needed now, or try again later", p.used.txs, h.size, least)
+		// The number of a higher fee may be some bytes longer.
+		enough := mesh.Amount(least + feeBytes*p.b.params.GetFeePerByte()*p.floor())
+		return noRoom("%d transactions wait for a block, and a fee of %s is needed now: pay it with --fee, or try again later", p.used.txs, enough)
 	case h.nonce == q.next:
 		return nil
 	}

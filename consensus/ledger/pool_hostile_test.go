@@ -223,6 +223,27 @@ func TestAheadPaysTheFloor(t *testing.T) {
 	refusedWith(t, p.Check(senders[0].cheap(1, "", 2)), "")
 }
 
+// TestNamedFee: the fee that a refusal names is enough, though its own number is longer.
+func TestNamedFee(t *testing.T) {
+	m, s, senders := crowd(t, 1)
+	for eighth := 4; eighth < 8; eighth++ {
+		p := newPool(t, m, s)
+		p.used.txs = room.txs * eighth / 8
+		err := p.Check(senders[0].cheap(0, "", 1))
+		refusedWith(t, err, "is needed now")
+		_, rest, _ := strings.Cut(err.Error(), "a fee of ")
+		named, _, _ := strings.Cut(rest, " is needed now")
+		enough, err := mesh.ParseAmount(named)
+		if err != nil {
+			t.Fatal(err)
+		}
+		refusedWith(t, p.Check(senders[0].transfer(0, uint64(enough), "")), "")
+		if most := mesh.Amount(mostFees * 10 * len(senders[0].cheap(0, "", 1))); enough > most {
+			t.Errorf("%s is needed, and more than %s is taken for a slip", enough, most)
+		}
+	}
+}
+
 // TestPickByFee: the highest fee for a byte first, of each sender by number.
 func TestPickByFee(t *testing.T) {
 	m, s, senders := crowd(t, 3)

@@ -89,6 +89,22 @@ func FeeOf(p *ledgerpb.Params, tx *ledgerpb.Tx) (mesh.Amount, error) {
 	return mesh.Amount(uint64(proto.Size(whole)) * p.GetFeePerByte()), nil
 }
 
+// mostFees is how many times the least fee one may be: a pool asks for 32 times that at
+// most, and far more is a slip.
+const mostFees = 100
+
+// FeeFor returns the fee of an action: what is asked for, where that is more than FeeOf.
+func FeeFor(p *ledgerpb.Params, tx *ledgerpb.Tx, asked mesh.Amount) (mesh.Amount, error) {
+	least, err := FeeOf(p, tx)
+	if err != nil {
+		return 0, err
+	}
+	if most, err := least.Mul(mostFees); err == nil && least > 0 && asked > most {
+		return 0, refuse("a fee of %s is more than %d times the least, %s, and taken for a slip", asked, mostFees, least)
+	}
+	return max(least, asked), nil
+}
+
 // ParseTx checks form and bounds of a transaction, not its signature.
 func ParseTx(network mesh.NetworkID, b []byte) (*Tx, error) {
 	if len(b) > MaxTxBytes {

@@ -160,6 +160,7 @@ type Submitted struct {
 // key, in the JSON form of ledgerpb.Tx; or a transaction that was signed elsewhere.
 type Submit struct {
 	Action json.RawMessage `json:"action,omitempty"`
+	Fee    mesh.Amount     `json:"fee_ngonka,omitempty"` // for the action; default the least
 	Signed []byte          `json:"signed,omitempty"`
 }
 
@@ -223,8 +224,8 @@ func ledgerRoutes(mux *http.ServeMux, l Ledger, g Guard) {
 		var in Submit
 		dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, 1<<20))
 		dec.DisallowUnknownFields()
-		if err := dec.Decode(&in); err != nil || (in.Action == nil) == (in.Signed == nil) {
-			refuse(w, http.StatusBadRequest, "invalid_body", `want {"action": {…}} or {"signed": "…"}`)
+		if err := dec.Decode(&in); err != nil || (in.Action == nil) == (in.Signed == nil) || in.Fee > 0 && in.Signed != nil {
+			refuse(w, http.StatusBadRequest, "invalid_body", `want {"action": {…}}, with "fee_ngonka" or without, or {"signed": "…"}`)
 			return
 		}
 		doc, err := l.Submit(r.Context(), in)

@@ -49,6 +49,8 @@ func TestLedgerRoutes(t *testing.T) {
 		{"POST", "/mesh/v1/tx", "", `{"action": {}}`, 401, "token_needed"},
 		{"POST", "/mesh/v1/tx", "secret-token", `{"action": {}}`, 200, `"height": 9`},
 		{"POST", "/mesh/v1/tx", "secret-token", `{"action": {}, "signed": "AA=="}`, 400, "invalid_body"},
+		{"POST", "/mesh/v1/tx", "secret-token", `{"action": {}, "fee_ngonka": 5}`, 200, `"height": 9`},
+		{"POST", "/mesh/v1/tx", "secret-token", `{"signed": "AA==", "fee_ngonka": 5}`, 400, "invalid_body"},
 		{"POST", "/mesh/v1/tx", "secret-token", `{}`, 400, "invalid_body"},
 	} {
 		r := httptest.NewRequest(c.method, c.path, strings.NewReader(c.body))
