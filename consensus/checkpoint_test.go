@@ -1,0 +1,168 @@
+package consensus
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	dbm "github.com/cometbft/cometbft-db"
+	abci "github.com/cometbft/cometbft/abci/types"
+
+	"github.com/gonka-mesh/mesh"
+)
+
+// TestCheckpoint: a node stops before a block that is not the checkpoint's, while it fetches
+// blocks, while it takes part, and at the start. The process goes on.
+func TestCheckpoint(t *testing.T) {
+	t.Parallel()
+	n := newToyNet(t, 2, 1, nil)
+	follower := n.nodes[2]
+	for _, node := range n.nodes {
+		n.startHost(node)
+	}
+	for _, node := range n.nodes[:2] {
+		n.startChain(node)
+	}
+	n.reach(8, n.nodes[:2]...)
+	b, err := n.nodes[0].Block(5)
+	if err != nil {
+		t.Fatal(err)
+	}
+	right, wrong := &Checkpoint{Height: 5, Hash: mesh.Hash(b.Hash())}, &Checkpoint{Height: 5, Hash: mesh.Hash{1}}
+	with := func(cp *Checkpoint) { n.tune = func(_ int, cfg *Config) { cfg.Checkpoint, cfg.Log = cp, nil } }
+	stops := func(node *toyNode, before mesh.Height) {
+		t.Helper()
+		var fork *ForkError
+		select {
+		case err := <-node.Err():
+			if !errors.As(err, &fork) || fork.Checkpoint != *node.cfg.Checkpoint {
+				t.Errorf("ended with %v", err)
+			}
+		case <-time.After(time.Minute):
+			t.Fatal("goes on after a block that is not the checkpoint's")
+		}
+		if h := node.height(); h >= before {
+			t.Errorf("it is at height %d, past the checkpoint", h)
+		}
+		node.Stop()
+	}
+	refuses := func(node *toyNode) {
+		t.Helper()
+		c, err := New(n.config(node))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var fork *ForkError
+		if err := c.Start(t.Context()); !errors.As(err, &fork) {
+			c.Stop()
+			t.Errorf("starts behind another checkpoint: %v", err)
+		}
+	}
+	with(wrong)
+	n.startChain(follower)
+	stops(follower, 5)
+	refuses(follower) // the block is kept, though not executed
+	follower.dbs, follower.app = make(map[string]dbm.DB), newToy()
+	with(right)
+	n.startChain(follower)
+	n.reach(9, follower)
+
+	// While it takes part.
+	follower.Stop()
+	ahead := n.nodes[0].height() + 20
+	with(&Checkpoint{Height: ahead, Hash: mesh.Hash{2}})
+	n.startChain(follower)
+	n.reach(ahead-1, follower)
+	stops(follower, ahead)
+	with(wrong)
+	refuses(follower)
+}
+
+// failingApp fails at a height.
+type failingApp struct {
+	*toyApp
+	at       int64
+	atCommit bool
+}
+
+func (a *failingApp) FinalizeBlock(ctx context.Context, r *abci.RequestFinalizeBlock) (*abci.ResponseFinalizeBlock, error) {
+	if r.Height == a.at && !a.atCommit {
+		return nil, errors.New("the disk is gone")
+	}
+	return a.toyApp.FinalizeBlock(ctx, r)
+}
+
+func (a *failingApp) Commit(ctx context.Context, r *abci.RequestCommit) (*abci.ResponseCommit, error) {
+	if a.next.Height == a.at && a.atCommit {
+		return nil, errors.New("the disk is gone")
+	}
+	return a.toyApp.Commit(ctx, r)
+}
+
+// TestFailureWhileFetching: an application that fails while blocks are fetched ends the
+// chain, not the process, and the chain stops in order.
+func TestFailureWhileFetching(t *testing.T) {
+	t.Parallel()
+	for name, atCommit := range map[string]bool{"executing": false, "writing": true} {
+		t.Run(name, func(t *testing.T) {
+			n := newToyNet(t, 1, 1, func(i int, cfg *Config) {
+				if i == 1 {
+					cfg.App, cfg.Log = &failingApp{toyApp: cfg.App.(*toyApp), at: 4, atCommit: atCommit}, nil
+				}
+			})
+			for _, node := range n.nodes {
+				n.startHost(node)
+			}
+			n.startChain(n.nodes[0])
+			n.reach(8, n.nodes[0])
+			n.startChain(n.nodes[1])
+			select {
+			case err := <-n.nodes[1].Err():
+				if !strings.Contains(err.Error(), "the disk is gone") {
+					t.Error(err)
+				}
+			case <-time.After(time.Minute):
+				t.Fatal("goes on")
+			}
+			if _, err := n.nodes[1].Submit(timeout(t, time.Second), []byte("a transaction")); err == nil {
+				t.Error("a transaction is in a block")
+			}
+			if err := n.nodes[1].Stop(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestPeriod: a node that follows does not go on from a block so old that its validators
+// answer for nothing any more; with a checkpoint it does, and a validator does.
+func TestPeriod(t *testing.T) {
+	t.Parallel()
+	n := newToyNet(t, 1, 1, nil)
+	n.start()
+	n.reach(4, n.nodes...)
+	b, err := n.nodes[1].Block(3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, node := range n.nodes {
+		node.Stop()
+	}
+	n.tune = func(_ int, cfg *Config) { cfg.Period = time.Millisecond }
+	c, err := New(n.config(n.nodes[1]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(t.Context()); err == nil || !strings.Contains(err.Error(), "--trust HEIGHT:HASH") {
+		c.Stop()
+		t.Errorf("goes on from an old block: %v", err)
+	}
+	n.startChain(n.nodes[0])
+	n.tune = func(_ int, cfg *Config) {
+		cfg.Period, cfg.Checkpoint = time.Millisecond, &Checkpoint{Height: 3, Hash: mesh.Hash(b.Hash())}
+	}
+	n.startChain(n.nodes[1])
+	n.reach(n.nodes[0].height()+2, n.nodes...)
+}
