@@ -35,7 +35,7 @@ type Refusal struct {
 	MaxTokens int    `json:"max_tokens,omitempty"` // too_long
 	Context   int    `json:"context,omitempty"`    // too_long
 
-	Receipts *uint64 `json:"receipts,omitempty"` // invalid, of a voucher that acknowledges more: how many there are
+	Receipts *uint64 `json:"receipts,omitempty"` // invalid, of a voucher that acknowledges more: how many there are, those that run included
 }
 
 var refusalStatus = map[string]int{

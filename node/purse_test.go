@@ -166,7 +166,7 @@ func TestUntaken(t *testing.T) {
 	sends("killed before a voucher", 1207, 3)
 	restart()
 	sends("taken too", 0, 0)
-	if _, err := p.Acknowledge(c.receipt(c.request(payer, escrow, c.epoch()), 5)); err != nil {
+	if _, err := p.Acknowledge(s.serve(c.request(payer, escrow, c.epoch()), 5)); err != nil {
 		t.Fatal(err)
 	}
 	sends("too soon again", 0, 0)

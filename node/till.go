@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"sync"
 	"time"
 
@@ -63,9 +64,11 @@ type tab struct {
 	whole    uint64                 // of them
 	reserved mesh.Amount            // by answers that run
 	running  uint64                 // answers
-	acked    mesh.Amount            // by the last voucher
+	acked    mesh.Amount            // by the vouchers that a settlement can use
 	acks     uint64
-	sealed   bool // what it left unpaid is in the trust
+	ahead    map[uint64]mesh.Amount // what other vouchers are for, by their receipts: more than are due
+	metered  mesh.Amount            // of acked
+	sealed   bool                   // what it left unpaid is in the trust
 }
 
 // beyond is what a tab takes of the lane: its part of the pool is used up first.
@@ -98,10 +101,7 @@ const (
 	leastTrust  = -1000
 	unpaidCosts = 4
 	owedWait    = 500 * time.Millisecond // for vouchers under way
-	// maxAhead is by how many receipts more than there are a voucher may be ahead: some
-	// may have been lost in a crash.
-	maxAhead   = 32
-	keptEpochs = 8 // of vouchers and provers
+	keptEpochs  = 8                      // of vouchers and provers
 	// maxBorrowers is how many payers without an escrow get something in an epoch: who
 	// gives credit gives it to anyone, and addresses cost nothing.
 	maxBorrowers = 10_000
@@ -143,11 +143,36 @@ func openTill(cfg tillConfig) (*till, error) {
 	if err != nil {
 		return nil, err
 	}
-	return t, t.store.Vouchers(func(v inference.SignedVoucher) {
+	err = t.store.Vouchers(func(v inference.SignedVoucher) {
 		if at := t.open[account{v.Escrow, v.Host, v.Epoch}]; at != nil && v.Host == t.self {
-			at.acked, at.acks = max(at.acked, v.Amount), max(at.acks, v.Receipts)
+			at.promise(v.Amount, v.Receipts)
 		}
 	})
+	for _, at := range t.open {
+		at.unmetered() // the run before has counted it
+	}
+	return t, err
+}
+
+// promise counts a voucher once a settlement can use it: when as many receipts are due.
+// Until then the ones before it count.
+func (at *tab) promise(amount mesh.Amount, receipts uint64) {
+	maps.DeleteFunc(at.ahead, func(r uint64, a mesh.Amount) bool { return r >= receipts && a <= amount }) // as on the disk
+	if receipts > at.receipts() {
+		if at.ahead == nil {
+			at.ahead = make(map[uint64]mesh.Amount)
+		}
+		at.ahead[receipts] = max(at.ahead[receipts], amount)
+		return
+	}
+	at.acked, at.acks = max(at.acked, amount), max(at.acks, receipts)
+}
+
+// unmetered returns what of the payer's word on what was served was not asked for yet.
+func (at *tab) unmetered() mesh.Amount {
+	before := at.metered
+	at.metered = max(before, min(at.acked, at.served))
+	return at.metered - before
 }
 
 // add counts a receipt. One for what was paid for already is not due: it only takes up
@@ -159,6 +184,11 @@ func (at *tab) add(part receipts.Part, price mesh.Amount, whole bool) {
 		at.whole++
 	}
 	at.parts[part] = at.parts[part] || whole
+	for receipts, amount := range at.ahead {
+		if receipts <= at.receipts() {
+			at.promise(amount, receipts)
+		}
+	}
 }
 
 // receipts is how many receipts are due.
@@ -233,14 +263,17 @@ func (t *till) owed(a account) (owed, may uint64) {
 	return owed, uint64(max(1, firstOwed+min(trust, mostTrust)/2))
 }
 
-// trusts is what payers are trusted with once an epoch is sealed.
-func (t *till) trusts(epoch mesh.Epoch) map[mesh.Hash]int64 {
+// trusts is what payers are trusted with once an epoch is sealed, judged by the vouchers
+// that it is settled with.
+func (t *till) trusts(epoch mesh.Epoch, promised map[mesh.Hash]inference.SignedVoucher) map[mesh.Hash]int64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	out := make(map[mesh.Hash]int64)
 	for a, at := range t.open {
 		if a.epoch == epoch && !at.sealed {
-			n := t.trust[a.escrow] + int64(at.paid()) - unpaidCosts*int64(at.owes())
+			settled := *at
+			settled.acked, settled.acks = promised[a.escrow].Amount, promised[a.escrow].Receipts
+			n := t.trust[a.escrow] + int64(settled.paid()) - unpaidCosts*int64(settled.owes())
 			out[a.escrow] = min(max(n, leastTrust), mostTrust)
 		}
 	}
@@ -256,6 +289,7 @@ func (t *till) done(at *tab, most mesh.Amount, receipt *inferencepb.Signed) {
 	at.running--
 	if r != nil {
 		at.add(receipts.PartOf(r), mesh.Amount(r.Pb.GetPrice()), r.Whole())
+		t.meter.acknowledged.Add(float64(at.unmetered()))
 	}
 }
 
@@ -410,17 +444,17 @@ func (t *till) Voucher(signed *inferencepb.Signed) error {
 	}
 	t.mu.Lock()
 	at := t.open[account{v.Escrow, v.Host, v.Epoch}]
-	known, running := uint64(0), uint64(0)
+	most := uint64(0)
 	if at != nil {
-		known, running = at.receipts(), at.running // some of these may be on their way to the disk
+		most = at.receipts() + at.running // some of these have ended, and are on their way to the disk
 	}
 	t.mu.Unlock()
 	switch {
 	case at == nil:
 		return errors.New("nothing was served under this escrow in this epoch, or it is settled")
-	case v.Receipts > known+running+maxAhead:
-		return &inference.Refusal{Code: inference.CodeInvalid, Receipts: &known,
-			Message: fmt.Sprintf("the voucher acknowledges %d answers, there are %d: sign it for no more", v.Receipts, known)}
+	case v.Receipts > most:
+		return &inference.Refusal{Code: inference.CodeInvalid, Receipts: &most,
+			Message: fmt.Sprintf("the voucher acknowledges %d answers, there are %d, those that run included: sign it for no more", v.Receipts, most)}
 	}
 	err = t.store.PutVoucher(v, signed)
 	held := errors.Is(err, receipts.ErrHeld)
@@ -428,10 +462,8 @@ func (t *till) Voucher(signed *inferencepb.Signed) error {
 		return err
 	}
 	t.mu.Lock()
-	if v.Amount > at.acked {
-		t.meter.acknowledged.Add(float64(v.Amount - at.acked))
-	}
-	at.acked, at.acks = max(at.acked, v.Amount), max(at.acks, v.Receipts)
+	at.promise(v.Amount, v.Receipts)
+	t.meter.acknowledged.Add(float64(at.unmetered()))
 	t.mu.Unlock()
 	if held { // it counts as long as this process lives; the payer sends it again until it is on the disk
 		t.log.Warn("a voucher waits in memory", "escrow", v.Escrow.Short(), "err", err)

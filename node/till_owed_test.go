@@ -3,9 +3,12 @@ package node
 import (
 	"crypto/ed25519"
 	"errors"
+	"math"
+	"math/rand/v2"
 	"path/filepath"
 	"testing"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/gonka-mesh/mesh"
@@ -94,6 +97,202 @@ func TestOwed(t *testing.T) {
 	c.turn(0)
 	if got := len(s.burst(good, own, 1000)); got != 0 {
 		t.Errorf("%d more in the next epoch", got)
+	}
+}
+
+// voucher brings one that the purse of an honest payer would not sign.
+func (s *shop) voucher(payer ed25519.PrivateKey, escrow mesh.Hash, amount mesh.Amount, receipts uint64) error {
+	s.c.t.Helper()
+	v := &inference.Voucher{Escrow: escrow, Host: s.self, Epoch: s.c.epoch(), Amount: amount, Receipts: receipts}
+	signed, err := inference.SignVoucher(s.c.genesis.Network(), payer, v)
+	if err != nil {
+		s.c.t.Fatal(err)
+	}
+	return s.Voucher(signed)
+}
+
+// metered is what the meter of acknowledged answers shows.
+func (s *shop) metered() float64 {
+	s.c.t.Helper()
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(s.meter.acknowledged)
+	families, err := reg.Gather()
+	if err != nil {
+		s.c.t.Fatal(err)
+	}
+	return families[0].GetMetric()[0].GetCounter().GetValue()
+}
+
+// begins starts answers, and returns what ends them without a receipt.
+func (s *shop) begins(payer ed25519.PrivateKey, escrow mesh.Hash, n int) (cancel func()) {
+	s.c.t.Helper()
+	var ends []func(*inferencepb.Signed)
+	for range n {
+		done, err := s.Admit(s.c.request(payer, escrow, s.c.epoch()), 1000)
+		if err != nil {
+			s.c.t.Fatal(err)
+		}
+		ends = append(ends, done)
+	}
+	return func() {
+		for _, end := range ends {
+			end(nil)
+		}
+	}
+}
+
+// TestVoucherAhead: a voucher that no settlement can use gets its payer nothing, however it
+// came to be ahead. It is held against the payer when the epoch is settled.
+func TestVoucherAhead(t *testing.T) {
+	for _, test := range []struct {
+		name    string
+		running int // answers that are cancelled after the first voucher
+	}{
+		{"of nothing that runs", 0},
+		{"of answers that are cancelled", firstOwed - 1},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			c := newMoneyChain(t)
+			payer := c.payers[1]
+			escrow := c.escrow(payer, 100*mesh.GNK, 0)
+			s := c.shop()
+			for i, want := range []int{firstOwed, 1, 1, 1} {
+				epoch, most := c.epoch(), 2*firstOwed
+				s.serve(c.request(payer, escrow, epoch), 1000)
+				if i == 0 && test.running > 0 {
+					cancel := s.begins(payer, escrow, test.running)
+					if err := s.voucher(payer, escrow, mesh.GNK, uint64(test.running+1)); err != nil {
+						t.Errorf("a voucher for answers that run: %v", err)
+					}
+					cancel()
+					most = test.running // with one more it would be good
+					want = most
+				} else {
+					err := s.voucher(payer, escrow, mesh.GNK, uint64(most+1))
+					var refusal *inference.Refusal
+					if !errors.As(err, &refusal) || refusal.Receipts == nil || *refusal.Receipts != 1 {
+						t.Errorf("a voucher for what is not there: %v, want how many there are", err)
+					}
+				}
+				if at, got := s.open[account{escrow, s.self, epoch}], s.metered(); at.owes() != 1 || got != 0 {
+					t.Errorf("epoch %d: it owes %d answers, want 1, and acknowledged %v", i, at.owes(), got)
+				}
+				s.restart()
+				served := 1
+				for ; served < most; served++ {
+					req := c.request(payer, escrow, epoch)
+					done, err := s.Admit(req, 1000)
+					if err != nil {
+						refusedAs(t, err, inference.CodeBusy)
+						break
+					}
+					r := c.receipt(req, 1000)
+					if err := s.store.Put(req.Hash, r.Signed); err != nil {
+						t.Fatal(err)
+					}
+					done(r.Signed)
+				}
+				if served != want {
+					t.Errorf("epoch %d: %d answers for nothing, want %d", i, served, want)
+				}
+				c.turn(5)
+				s.settles()
+				if got := s.trust[escrow]; got >= 0 {
+					t.Errorf("epoch %d: trust is %d", i, got)
+				}
+				if record, err := c.view().Settlement(epoch, s.self); err != nil || record != nil {
+					t.Errorf("settled: %v, %v", record, err)
+				}
+			}
+		})
+	}
+}
+
+// TestVouchersDriveOut: vouchers for answers that run, and are cancelled, do not take the
+// place of the one that pays for the epoch.
+func TestVouchersDriveOut(t *testing.T) {
+	c := newMoneyChain(t)
+	payer := c.payers[0]
+	escrow := c.escrow(payer, 100*mesh.GNK, 0)
+	s, p := c.shop(), c.client(payer, filepath.Join(t.TempDir(), "receipts.db"))
+	for range mostTrust {
+		s.pay(p, s.serve(c.request(payer, escrow, c.epoch()), 1000))
+	}
+	cancel := s.begins(payer, escrow, mostOwed)
+	for i := range uint64(mostOwed) {
+		if err := s.voucher(payer, escrow, mesh.GNK+mesh.Amount(i), mostTrust+1+i); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cancel()
+	c.turn(5)
+	s.settles()
+	record, err := c.view().Settlement(c.epoch()-1, s.self)
+	if err != nil || record.GetDue() != mostTrust*1000 || s.trust[escrow] != mostTrust {
+		t.Errorf("settlement: %v, %v; trust %d", record, err, s.trust[escrow])
+	}
+}
+
+// TestPaysAtOnce: vouchers that come before the host is done with their answers count when it
+// is, in any order.
+func TestPaysAtOnce(t *testing.T) {
+	c := newMoneyChain(t)
+	payer := c.payers[0]
+	escrow := c.escrow(payer, 100*mesh.GNK, 0)
+	s, p := c.shop(), c.client(payer, filepath.Join(t.TempDir(), "receipts.db"))
+	const atOnce = 64
+	for range mostTrust {
+		s.pay(p, s.serve(c.request(payer, escrow, c.epoch()), 1000))
+	}
+	for range 5 {
+		var ends []func()
+		for range atOnce {
+			req := c.request(payer, escrow, c.epoch())
+			done, err := s.Admit(req, 1000)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r := c.receipt(req, 1000)
+			s.pay(p, r)
+			ends = append(ends, func() {
+				if err := s.store.Put(req.Hash, r.Signed); err != nil {
+					t.Fatal(err)
+				}
+				done(r.Signed)
+			})
+		}
+		for _, i := range rand.Perm(len(ends)) {
+			ends[i]()
+		}
+	}
+	at := s.open[account{escrow, s.self, c.epoch()}]
+	if at.owes() != 0 || at.acks != mostTrust+5*atOnce || len(at.ahead) != 0 {
+		t.Errorf("it owes %d answers; %d are acknowledged, %d vouchers are ahead", at.owes(), at.acks, len(at.ahead))
+	}
+	c.turn(5)
+	s.settles()
+	record, err := c.view().Settlement(c.epoch()-1, s.self)
+	if err != nil || record.GetDue() != (mostTrust+5*atOnce)*1000 || s.trust[escrow] != mostTrust {
+		t.Errorf("settlement: %v, %v; trust %d", record, err, s.trust[escrow])
+	}
+}
+
+// TestAcknowledgedMeter: a word for more than was served is no more than what was served.
+func TestAcknowledgedMeter(t *testing.T) {
+	c := newMoneyChain(t)
+	payer := c.payers[1]
+	escrow := c.escrow(payer, 100*mesh.GNK, 0)
+	s := c.shop()
+	for n := range 3 {
+		s.serve(c.request(payer, escrow, c.epoch()), 1000)
+		if n == 0 {
+			if err := s.voucher(payer, escrow, math.MaxUint64, 1); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got, want := s.metered(), float64(1000*(n+1)); got != want {
+			t.Errorf("acknowledged %v, want %v", got, want)
+		}
 	}
 }
 

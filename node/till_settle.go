@@ -183,6 +183,7 @@ func (t *till) seal(ctx context.Context, epoch mesh.Epoch) error {
 	if err != nil {
 		return err
 	}
+	trust := t.trusts(epoch, promised)
 	if len(promised) > 0 {
 		r, err := t.read(ctx)
 		if err != nil {
@@ -198,7 +199,6 @@ func (t *till) seal(ctx context.Context, epoch mesh.Epoch) error {
 			return err
 		}
 	}
-	trust := t.trusts(epoch)
 	err = t.store.Seal(t.self, epoch, func(escrow mesh.Hash) bool {
 		_, ok := promised[escrow]
 		return ok

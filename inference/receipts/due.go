@@ -41,8 +41,10 @@ const (
 )
 
 // KeptVouchers is how many vouchers of an account are kept, those with the most receipts:
-// a host that lost its last receipts in a crash settles with one from before.
-const KeptVouchers = 65
+// a host that lost its last receipts in a crash settles with one from before. They are more
+// than a payer may have answers running, or vouchers for those would drive out all that a
+// settlement can use.
+const KeptVouchers = 129
 
 // ErrLess is a voucher that takes back what one before it promised.
 var ErrLess = errors.New("a voucher before it says more")
