@@ -54,7 +54,9 @@ func checkAbsent(c *api.Client, err error) []api.Check {
 		where = "in " + c.Home
 	}
 	checks := []api.Check{checkPort(":" + defaultPort)}
-	if port, here := checkAPIPort(cmp.Or(c.Base, "http://"+DefaultAPI)); here {
+	var cfg Config
+	_ = ReadConfig(ConfigPath(c.Home), &cfg) // where it cannot be read, mesh up says so
+	if port, here := checkAPIPort(cmp.Or(c.Base, "http://"+cmp.Or(cfg.API, DefaultAPI))); here {
 		checks = append(checks, port)
 	}
 	return append(checks, api.Check{Name: "node", State: "warn",

@@ -1,11 +1,15 @@
 package main
 
 import (
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/gonka-mesh/mesh/node"
 )
 
 // TestErrorsAreWords makes the mistakes that newcomers make. What they read is one line
@@ -91,9 +95,29 @@ func TestEmptyHome(t *testing.T) {
 			t.Errorf("mesh %s --json: exit code %d: %s", tt.args, code, stdout)
 		}
 	}
+	// The ports are the test's own: a node may run at the usual one.
+	busy, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer busy.Close()
 	home := filepath.Join(n.dir, "nobody")
-	code, stdout, stderr := meshCommand(t, "doctor", "--home", home, "--api", "")
-	if code != exitDone || !strings.Contains(stdout, "none runs in "+home) || strings.Count(stdout, "mesh up` starts one") != 1 {
-		t.Errorf("doctor: exit code %d:\n%s%s", code, stdout, stderr)
+	if err := os.Mkdir(home, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		api, want string
+		code      int
+	}{
+		{"127.0.0.1:0", "127.0.0.1:0 is free", exitDone},
+		{busy.Addr().String(), "another program has " + busy.Addr().String(), exitFailed},
+	} {
+		if err := os.WriteFile(node.ConfigPath(home), []byte("api: "+tt.api+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		code, stdout, stderr := meshCommand(t, "doctor", "--home", home, "--api", "")
+		if code != tt.code || !strings.Contains(stdout, tt.want) || !strings.Contains(stdout, "none runs in "+home) || strings.Count(stdout, "mesh up` starts one") != 1 {
+			t.Errorf("doctor with api %s: exit code %d, want %d and %q:\n%s%s", tt.api, code, tt.code, tt.want, stdout, stderr)
+		}
 	}
 }
