@@ -193,15 +193,25 @@ func (n *Node) receiptOf(r *inference.Receipt) api.Receipt {
 		First: int(p.GetFirst()), End: int(p.GetEnd()), ChainBefore: r.Before.H, ChainAfter: r.After.H, Finish: p.GetFinish(),
 		PromptTokens: int(p.GetPromptTokens()), OutputTokens: int(p.GetOutputTokens()), Price: mesh.Amount(p.GetPrice()),
 		Class: string(inference.ClassOf(p.GetFingerprint())), Engine: p.GetFingerprint().GetEngine(), Contract: p.GetFingerprint().GetContract(),
-		Positions: int(p.GetPositions()), Started: time.UnixMilli(p.GetStartedMs()), FirstToken: time.UnixMilli(p.GetFirstTokenMs()),
-		Ended: time.UnixMilli(p.GetEndedMs()),
+		Positions: int(p.GetPositions()), Started: timeOf(p.GetStartedMs()), FirstToken: timeOf(p.GetFirstTokenMs()), Ended: timeOf(p.GetEndedMs()),
 	}
 	if h, err := mesh.HashFromBytes(p.GetHiddenRoot()); err == nil {
 		out.HiddenRoot = h
+	}
+	if h, err := mesh.HashFromBytes(p.GetEscrow()); err == nil {
+		out.Escrow = h
 	}
 	copy(out.PrefixHost[:], p.GetPrefixHost())
 	_, err := inference.ParseReceipt(n.genesis.Network(), r.Signed)
 	out.Valid = err == nil
 	out.Signed = slices.Concat(r.Signed.GetBody(), r.Signed.GetSignature())
 	return out
+}
+
+// timeOf reads a time of a receipt: a host that was lost did not say when it ended.
+func timeOf(ms int64) time.Time {
+	if ms == 0 {
+		return time.Time{}
+	}
+	return time.UnixMilli(ms)
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -34,7 +35,7 @@ func receiptCommand(g *globals) *cobra.Command {
 				var rows [][]string
 				for _, r := range receipts {
 					rows = append(rows, []string{r.Request.String(), fmt.Sprint(r.Choice), fmt.Sprintf("%d-%d", r.First, r.End),
-						finishText(r.Finish), r.Host.Short(), r.Price.String(), age(r.Ended)})
+						finishText(r.Finish), r.Host.Short(), paid(r), age(ended(r))})
 				}
 				return list(cmd, []string{"REQUEST", "CHOICE", "TOKENS", "FINISH", "HOST", "PRICE", "AGE"}, rows,
 					"no receipts yet: `mesh chat` gets the first")
@@ -178,6 +179,19 @@ func printReceipt(w io.Writer, r api.Receipt) error {
 	case r.Joins:
 		valid += ", it joins what came before"
 	}
+	price := paid(r)
+	if price == free && r.Price > 0 {
+		price = fmt.Sprintf("free: no escrow pays the %s that the host asks for it", r.Price)
+	}
+	var took []string
+	for _, at := range []struct {
+		what string
+		when time.Time
+	}{{"first token", r.FirstToken}, {"all", r.Ended}} {
+		if !at.when.IsZero() {
+			took = append(took, fmt.Sprintf("%s after %s", at.what, at.when.Sub(r.Started).Round(time.Millisecond)))
+		}
+	}
 	return fields(w,
 		"receipt", r.Request.String(),
 		"host", r.Host.String(),
@@ -187,9 +201,27 @@ func printReceipt(w io.Writer, r api.Receipt) error {
 		"chain", r.ChainBefore.Short()+" → "+r.ChainAfter.Short(),
 		"hidden", fmt.Sprintf("%s over %d positions", r.HiddenRoot.Short(), r.Positions),
 		"computed", fmt.Sprintf("%s class, engine %s %s", r.Class, r.Engine, r.Contract),
-		"price", r.Price.String(),
-		"time", fmt.Sprintf("first token after %s, all after %s", r.FirstToken.Sub(r.Started).Round(time.Millisecond), r.Ended.Sub(r.Started).Round(time.Millisecond)),
+		"price", price,
+		"time", strings.Join(took, ", "),
 		"check", valid)
+}
+
+const free = "free"
+
+// paid is what an answer costs its payer.
+func paid(r api.Receipt) string {
+	if r.Price == 0 || r.Escrow.IsZero() {
+		return free
+	}
+	return r.Price.String()
+}
+
+// ended is when a segment ended, or, of a host that was lost before, when it began.
+func ended(r api.Receipt) time.Time {
+	if r.Ended.IsZero() {
+		return r.Started
+	}
+	return r.Ended
 }
 
 func finishText(finish string) string {

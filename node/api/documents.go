@@ -142,6 +142,7 @@ type Receipt struct {
 	PromptTokens int          `json:"prompt_tokens"`
 	OutputTokens int          `json:"output_tokens"`
 	Price        mesh.Amount  `json:"price_ngonka"`
+	Escrow       mesh.Hash    `json:"escrow"` // that pays the price; zero: nobody does
 	Class        string       `json:"class"`
 	Engine       string       `json:"engine"`
 	Contract     string       `json:"contract,omitempty"`
