@@ -237,6 +237,16 @@ func (p *purse) Escrow() ([]byte, mesh.Epoch) {
 	return slices.Clone(p.draw[:]), p.epoch
 }
 
+// draws reports whether there is an escrow that requests draw on.
+func (p *purse) draws() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return !p.draw.IsZero()
+}
+
+// Pays reports whether an escrow of this node is open that its requests draw on.
+func (n *Node) Pays() bool { return n.purse.draws() }
+
 // now returns the ledger's epoch, as far as it is known.
 func (p *purse) now() mesh.Epoch {
 	p.mu.Lock()

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -262,11 +263,14 @@ func (d *devNet) light(ctx context.Context, cancel context.CancelFunc, address, 
 			cancel()
 			return
 		}
+		if once == "" {
+			d.fund(ctx, n, &api.Client{Base: r.API, Key: key, Token: n.Token()})
+		}
+		if ctx.Err() != nil {
+			return
+		}
 		if d.asJSON {
 			_ = json.NewEncoder(d.stdout).Encode(r)
-		}
-		if once == "" {
-			go d.openEscrow(ctx, &api.Client{Base: r.API, Key: key, Token: n.Token()})
 		}
 		switch {
 		case once != "":
@@ -282,23 +286,65 @@ func (d *devNet) light(ctx context.Context, cancel context.CancelFunc, address, 
 	return err
 }
 
-// openEscrow sets money of the client aside for its answers, once there is a ledger.
-func (d *devNet) openEscrow(ctx context.Context, c *api.Client) {
-	for ctx.Err() == nil {
+// fund sets money of the client aside for its answers, and waits until requests draw on
+// it and every host has the block that says so: else the first answers would be free.
+// Where that takes long, as with blocks of a minute, it goes on beside.
+func (d *devNet) fund(ctx context.Context, n *node.Node, c *api.Client) {
+	if g, err := node.LoadGenesis(d.genesisPath()); err != nil || g.Ledger == nil {
+		return
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		height, ok := d.openEscrow(ctx, c)
+		for ok && !(n.Pays() && d.reached(ctx, height)) && pause(ctx, 20*time.Millisecond) {
+		}
+	}()
+	select {
+	case <-done:
+	case <-time.After(startLimit):
+		fmt.Fprintf(d.notes, "the escrow of the light node is not open after %s: answers are free until it is\n", startLimit)
+	}
+}
+
+// openEscrow opens the escrow that the light node draws on, once there is a ledger, and
+// returns a height at which it is open.
+func (d *devNet) openEscrow(ctx context.Context, c *api.Client) (mesh.Height, bool) {
+	for {
 		w, err := c.Wallet(ctx, mesh.Address{})
-		if err == nil && len(w.Escrows) > 0 {
-			return // of an earlier run
+		if err == nil && slices.ContainsFunc(w.Escrows, func(e api.Escrow) bool { return e.Closing == 0 && e.Amount > 0 }) {
+			return w.Height, true // of an earlier run
 		}
 		if err == nil {
-			_, err = submitTx(ctx, c, signer{}, &ledgerpb.Tx{Action: &ledgerpb.Tx_OpenEscrow{OpenEscrow: &ledgerpb.OpenEscrow{Amount: uint64(devEscrow)}}})
+			done, err := submitTx(ctx, c, signer{}, &ledgerpb.Tx{Action: &ledgerpb.Tx_OpenEscrow{OpenEscrow: &ledgerpb.OpenEscrow{Amount: uint64(devEscrow)}}})
 			if err == nil {
-				return
+				return done.Height, true
 			}
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(time.Second):
+		if !pause(ctx, 200*time.Millisecond) {
+			return 0, false
 		}
+	}
+}
+
+// reached reports whether every host has a block.
+func (d *devNet) reached(ctx context.Context, height mesh.Height) bool {
+	for _, h := range d.hosts {
+		s, err := (&api.Client{Base: h.Ready.API}).Status(ctx)
+		if err != nil || s.Ledger == nil || s.Ledger.Height < height {
+			return false
+		}
+	}
+	return true
+}
+
+// pause waits, and reports whether ctx goes on.
+func pause(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
 	}
 }
 
@@ -313,10 +359,8 @@ func (d *devNet) known(ctx context.Context, n *node.Node) error {
 		if time.Now().After(limit) {
 			return fmt.Errorf("only %d of %d hosts were found in %s; see %s/host-*/mesh.log", found, len(d.hosts), startLimit, d.home)
 		}
-		select {
-		case <-ctx.Done():
+		if !pause(ctx, 10*time.Millisecond) {
 			return ctx.Err()
-		case <-time.After(10 * time.Millisecond):
 		}
 	}
 }
