@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -310,8 +311,29 @@ func (n *Node) Proposals(ctx context.Context) ([]api.Proposal, error) {
 	return out, nil
 }
 
-// Proposal shows one proposal and its ballots.
+// Proposal shows one proposal and its ballots. One that is not there may be in a block that
+// others have already.
 func (n *Node) Proposal(ctx context.Context, id uint64) (api.Proposal, error) {
+	limit := time.Now().Add(2 * n.blockTime())
+	for {
+		p, err := n.proposal(ctx, id)
+		if !errors.Is(err, api.ErrNotFound) || time.Now().After(limit) {
+			return p, err
+		}
+		select {
+		case <-ctx.Done():
+			return p, err
+		case <-time.After(n.blockTime() / 4):
+		}
+	}
+}
+
+// blockTime is how long it takes from a block to the next, and no longer than a person waits.
+func (n *Node) blockTime() time.Duration {
+	return min(time.Duration(n.genesis.BlockMS)*time.Millisecond, 5*time.Second)
+}
+
+func (n *Node) proposal(ctx context.Context, id uint64) (api.Proposal, error) {
 	r, err := n.read(ctx)
 	if err != nil {
 		return api.Proposal{}, err

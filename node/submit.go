@@ -1,7 +1,9 @@
 package node
 
 import (
+	"cmp"
 	"context"
+	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"time"
@@ -47,11 +49,47 @@ func (n *Node) act(ctx context.Context, tx *ledgerpb.Tx) (api.Submitted, error) 
 	if err := n.register(ctx, tx); err != nil {
 		return api.Submitted{}, err
 	}
-	raw, err := n.sign(ctx, tx)
-	if err != nil {
-		return api.Submitted{}, err
+	return n.attempt(ctx, tx, n.put)
+}
+
+// voteTries is how often a vote is sent whose proposal is not known yet, a block apart.
+const voteTries = 3
+
+// attempt signs and sends, and once more where the ledger was about to change: where a byte
+// costs more than this node knows, unless who asks named a fee, and where a vote came before
+// its proposal. What a byte costs is a claim of others, so FeeFor bounds it. signing is held.
+func (n *Node) attempt(ctx context.Context, tx *ledgerpb.Tx, send func(context.Context, []byte) (api.Submitted, error)) (api.Submitted, error) {
+	raisable := tx.GetFee() == 0
+	var done api.Submitted
+	var err error
+	for try := 1; ; try++ {
+		raw, serr := n.sign(ctx, tx)
+		if serr != nil {
+			return done, cmp.Or(err, serr)
+		}
+		done, err = send(ctx, raw)
+		if err == nil {
+			return done, nil
+		}
+		perByte, low := ledger.FeeWanted(err.Error())
+		switch {
+		case low && raisable:
+			raisable = false
+			fee, ferr := ledger.FeeOf(&ledgerpb.Params{FeePerByte: perByte}, tx)
+			if ferr != nil {
+				return done, err
+			}
+			tx.Fee = uint64(fee)
+		case ledger.Early(tx.GetVote(), err.Error()) && try < voteTries:
+			select {
+			case <-ctx.Done():
+				return done, err
+			case <-time.After(n.blockTime()):
+			}
+		default:
+			return done, err
+		}
 	}
-	return n.put(ctx, raw)
 }
 
 // register makes a host of this node before its first stake, and names its consensus key
@@ -70,11 +108,7 @@ func (n *Node) register(ctx context.Context, tx *ledgerpb.Tx) error {
 	if _, ended := r.end(); errors.Join(ended, err) != nil || registration == nil {
 		return errors.Join(ended, err)
 	}
-	raw, err := n.sign(ctx, &ledgerpb.Tx{Fee: tx.GetFee(), Action: &ledgerpb.Tx_RegisterHost{RegisterHost: registration}})
-	if err != nil {
-		return err
-	}
-	if _, err := n.put(ctx, raw); err != nil {
+	if _, err := n.attempt(ctx, &ledgerpb.Tx{Fee: tx.GetFee(), Action: &ledgerpb.Tx_RegisterHost{RegisterHost: registration}}, n.put); err != nil {
 		return fmt.Errorf("register this host: %w", err)
 	}
 	return nil
@@ -115,7 +149,7 @@ func (n *Node) sign(ctx context.Context, tx *ledgerpb.Tx) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	account, err := r.Account(n.core.Net.Address())
+	account, err := r.Account(mesh.AddressOf(n.key.Public().(ed25519.PublicKey)))
 	params, err2 := r.Params()
 	if _, ended := r.end(); errors.Join(ended, err, err2) != nil {
 		return nil, errors.Join(ended, err, err2)

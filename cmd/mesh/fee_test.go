@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -19,6 +20,7 @@ func TestFeeFlag(t *testing.T) {
 	t.Setenv("HOME", t.TempDir())
 	const network = mesh.NetworkID("dev00000000")
 	var got api.Submit
+	perByte, tries := uint64(0), 0 // what a byte costs
 	answer := func(w http.ResponseWriter, doc any) {
 		w.Header().Set("Content-Type", "application/json")
 		if err := json.NewEncoder(w).Encode(doc); err != nil {
@@ -35,6 +37,18 @@ func TestFeeFlag(t *testing.T) {
 		got = api.Submit{}
 		if err := json.NewDecoder(r.Body).Decode(&got); err != nil {
 			t.Error(err)
+		}
+		tries++
+		if got.Signed != nil && perByte > 0 {
+			tx, err := ledger.ParseTx(network, got.Signed)
+			if err != nil {
+				t.Error(err)
+			}
+			if least := perByte * uint64(len(got.Signed)); tx.Pb.GetFee() < least {
+				w.WriteHeader(http.StatusBadRequest)
+				answer(w, map[string]any{"error": map[string]any{"message": fmt.Sprintf("transaction refused: fee of %d ngonka, at least %d for %d bytes", tx.Pb.GetFee(), least, len(got.Signed))}})
+				return
+			}
 		}
 		answer(w, api.Submitted{Height: 1})
 	})
@@ -82,6 +96,25 @@ func TestFeeFlag(t *testing.T) {
 			t.Errorf("--fee %q: the signed fee is %d", asked, paid)
 		}
 	}
+	// A byte costs more than the rules said: it is signed once more, unless the fee was named.
+	for _, tt := range []struct {
+		perByte uint64
+		fee     string
+		code    int
+		tries   int
+	}{
+		{500, "", exitDone, 2}, {500, "0.0003", exitDone, 1}, {5000, "0.0003", exitFailed, 1}, {100_000, "", exitFailed, 1},
+	} {
+		perByte, tries = tt.perByte, 0
+		line := []string{"wallet", "send", to, "1", "--key", key, "--api", node.URL}
+		if tt.fee != "" {
+			line = append(line, "--fee", tt.fee)
+		}
+		if code, _, stderr := meshCommand(t, line...); code != tt.code || tries != tt.tries {
+			t.Errorf("%d a byte, --fee %q: exit code %d after %d tries, want %d after %d: %s", tt.perByte, tt.fee, code, tries, tt.code, tt.tries, stderr)
+		}
+	}
+	perByte = 0
 	got = api.Submit{}
 	code, _, stderr := meshCommand(t, "wallet", "send", to, "1", "--key", key, "--api", node.URL, "--fee", "1")
 	if code != exitFailed || !strings.Contains(stderr, "times the least") || got.Signed != nil {

@@ -317,15 +317,31 @@ func submitTx(ctx context.Context, c *api.Client, s signer, tx *ledgerpb.Tx) (ap
 	if err != nil {
 		return api.Submitted{}, err
 	}
-	fee, err := ledger.FeeFor(&ledgerpb.Params{FeePerByte: rules.Params["fee_per_byte"]}, tx, mesh.Amount(s.fee))
-	if err != nil {
-		return api.Submitted{}, err
+	params, asked := &ledgerpb.Params{FeePerByte: rules.Params["fee_per_byte"]}, mesh.Amount(s.fee)
+	send := func() (api.Submitted, error) {
+		fee, err := ledger.FeeFor(params, tx, asked)
+		if err != nil {
+			return api.Submitted{}, err
+		}
+		tx.Nonce, tx.Fee = wallet.Nonce, uint64(fee)
+		if in.Signed, err = ledger.SignTx(status.Network, key, tx); err != nil {
+			return api.Submitted{}, err
+		}
+		return c.Submit(ctx, in)
 	}
-	tx.Nonce, tx.Fee = wallet.Nonce, uint64(fee)
-	if in.Signed, err = ledger.SignTx(status.Network, key, tx); err != nil {
-		return api.Submitted{}, err
+	done, err := send()
+	if err == nil || asked > 0 {
+		return done, err
 	}
-	return c.Submit(ctx, in)
+	// As the node does with its own: the parameters may have just changed.
+	perByte, low := ledger.FeeWanted(err.Error())
+	if !low {
+		return done, err
+	}
+	if asked, err = ledger.FeeOf(&ledgerpb.Params{FeePerByte: perByte}, tx); err != nil {
+		return done, err
+	}
+	return send()
 }
 
 func passphrase() string { return os.Getenv("MESH_PASSPHRASE") }

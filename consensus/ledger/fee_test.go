@@ -65,3 +65,22 @@ func TestFeeOf(t *testing.T) {
 		}
 	}
 }
+
+// TestFeeWanted: the refusal of a fee says what a byte costs, and no other refusal does.
+func TestFeeWanted(t *testing.T) {
+	err := head{fee: 1660, size: 149}.pays(&ledgerpb.Params{FeePerByte: 50}, 0, 1e9)
+	if err == nil {
+		t.Fatal("not refused")
+	}
+	for _, c := range []struct {
+		text string
+		want uint64
+	}{
+		{err.Error(), 50}, {"transaction refused: " + err.Error() + "; see there", 50},
+		{"there is no proposal 3", 0}, {"fee of 1 ngonka, at least 7 for 0 bytes", 0}, {"fee of 1 ngonka, at least 7 for 2 bytes", 0}, {"fee of ", 0}, {"", 0},
+	} {
+		if got, ok := FeeWanted(c.text); got != c.want || ok != (c.want > 0) {
+			t.Errorf("%q: %d, %v, want %d", c.text, got, ok, c.want)
+		}
+	}
+}

@@ -3,6 +3,7 @@ package ledger
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -109,13 +110,22 @@ func checkWords(what, s string, least, most int, also string) error {
 	return nil
 }
 
+// noProposal is why a vote is refused that comes before its proposal.
+const noProposal = "there is no proposal %d"
+
+// Early reports whether that is why a vote was refused: the block of the proposal may be a
+// moment away where it was asked.
+func Early(vote *ledgerpb.Vote, refusal string) bool {
+	return vote != nil && strings.Contains(refusal, fmt.Sprintf(noProposal, vote.GetProposal()))
+}
+
 // vote casts the sender's vote, or changes it while the vote is open. Hosts vote; what
 // a vote weighs is seen at the end (tally.go). NONE takes it back.
 func (c *call) vote(t *ledgerpb.Vote) error {
 	id := t.GetProposal()
 	proposal, ok := load[ledgerpb.Proposal](c.overlay, proposalKey(id))
 	if !ok {
-		return refuse("there is no proposal %d", id)
+		return refuse(noProposal, id)
 	}
 	if proposal.GetStatus() != StatusVoting {
 		return refuse("the vote on proposal %d has ended: %s", id, proposal.GetStatus())

@@ -233,7 +233,7 @@ func (h head) pays(p *ledgerpb.Params, next, balance uint64) error {
 	case h.nonce < next:
 		return refuse("nonce %d was used, the sender's next is %d", h.nonce, next)
 	case h.fee < least:
-		return refuse("fee of %d ngonka, at least %d for %d bytes", h.fee, least, h.size)
+		return refuse(feeTooLow, h.fee, least, h.size)
 	case balance < h.fee:
 		return refuse("%s has %s and cannot pay the fee", h.sender.Short(), mesh.Amount(balance))
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"strings"
 
 	"google.golang.org/protobuf/proto"
 
@@ -103,6 +104,23 @@ func FeeFor(p *ledgerpb.Params, tx *ledgerpb.Tx, asked mesh.Amount) (mesh.Amount
 		return 0, refuse("a fee of %s is more than %d times the least, %s, and taken for a slip", asked, mostFees, least)
 	}
 	return max(least, asked), nil
+}
+
+// feeTooLow is why a fee is refused that is less than the least.
+const feeTooLow = "fee of %d ngonka, at least %d for %d bytes"
+
+// FeeWanted reads from a refusal what a byte of a transaction costs, where that is why.
+func FeeWanted(refusal string) (perByte uint64, ok bool) {
+	first, _, _ := strings.Cut(feeTooLow, "%")
+	at := strings.Index(refusal, first)
+	if at < 0 {
+		return 0, false
+	}
+	var fee, least, size uint64
+	if _, err := fmt.Sscanf(refusal[at:], feeTooLow, &fee, &least, &size); err != nil || size == 0 || least%size != 0 {
+		return 0, false
+	}
+	return least / size, true
 }
 
 // ParseTx checks form and bounds of a transaction, not its signature.
