@@ -93,6 +93,10 @@ func TestProposalSoon(t *testing.T) {
 	if err := <-got; err != nil {
 		t.Error(err)
 	}
+	c.must(c.host, &ledgerpb.Tx{Action: &ledgerpb.Tx_Vote{Vote: &ledgerpb.Vote{Proposal: 1, Option: ledgerpb.Option_YES}}})
+	if all, err := n.Proposals(t.Context()); err != nil || len(all) != 1 || len(all[0].Ballots) != 1 || all[0].Proven {
+		t.Errorf("an open vote in the list: %+v, %v", all, err)
+	}
 	n.genesis = &Genesis{BlockMS: 1}
 	if _, err := n.Proposal(t.Context(), 99); !errors.Is(err, api.ErrNotFound) {
 		t.Errorf("a proposal that is not there: %v", err)

@@ -299,16 +299,36 @@ func (n *Node) Proposals(ctx context.Context) ([]api.Proposal, error) {
 	if err != nil {
 		return nil, err
 	}
-	all, err := r.Proposals()
+	out, err := proposals(r)
 	if _, ended := r.end(); errors.Join(ended, err) != nil {
 		return nil, fmt.Errorf("read the proposals: %w", errors.Join(ended, err))
 	}
-	out := []api.Proposal{}
-	for _, p := range all {
-		out = append(out, proposalOf(p))
-	}
 	slices.SortFunc(out, func(a, b api.Proposal) int { return cmp.Compare(b.ID, a.ID) })
 	return out, nil
+}
+
+// proposals reads all proposals, and the ballots of those whose vote is open.
+func proposals(r *reading) ([]api.Proposal, error) {
+	all, err := r.Proposals()
+	out := []api.Proposal{}
+	for _, p := range all {
+		doc := proposalOf(p)
+		doc.Proven = r.proven
+		if p.GetStatus() == ledger.StatusVoting && !r.proven {
+			ballots, berr := r.Ballots(p.GetId())
+			err = errors.Join(err, berr)
+			doc.Ballots = ballotsOf(ballots)
+		}
+		out = append(out, doc)
+	}
+	return out, err
+}
+
+func ballotsOf(all []ledger.HostBallot) (out []api.Ballot) {
+	for _, b := range all {
+		out = append(out, api.Ballot{Host: b.Host, Option: strings.ToLower(b.Option.String())})
+	}
+	return out
 }
 
 // Proposal shows one proposal and its ballots. One that is not there may be in a block that
@@ -350,10 +370,7 @@ func (n *Node) proposal(ctx context.Context, id uint64) (api.Proposal, error) {
 		return api.Proposal{}, fmt.Errorf("proposal %d: %w", id, api.ErrNotFound)
 	}
 	out := proposalOf(p)
-	out.Proven = r.proven
-	for _, b := range ballots {
-		out.Ballots = append(out.Ballots, api.Ballot{Host: b.Host, Option: strings.ToLower(b.Option.String())})
-	}
+	out.Proven, out.Ballots = r.proven, ballotsOf(ballots)
 	return out, nil
 }
 

@@ -15,6 +15,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/gonka-mesh/mesh"
+	"github.com/gonka-mesh/mesh/consensus/ledger"
 	"github.com/gonka-mesh/mesh/consensus/ledger/ledgerpb"
 	"github.com/gonka-mesh/mesh/node/api"
 )
@@ -48,7 +49,15 @@ func govListCommand(g *globals) *cobra.Command {
 	}
 }
 
+// tally is the count of a vote, which is made at its end: delegations and weights are
+// looked at then. Before that it is how many hosts have voted, where the node knows.
 func tally(p api.Proposal) string {
+	switch {
+	case p.Status == ledger.StatusVoting && p.Proven:
+		return "counted at the end"
+	case p.Status == ledger.StatusVoting:
+		return plural(len(p.Ballots), "ballot") + ", counted at the end"
+	}
 	return fmt.Sprintf("%d/%d/%d/%d", p.Tally["yes"], p.Tally["no"], p.Tally["veto"], p.Tally["all"])
 }
 
