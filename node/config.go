@@ -17,6 +17,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/gonka-mesh/mesh"
+	"github.com/gonka-mesh/mesh/internal/plainly"
 	"github.com/gonka-mesh/mesh/node/api"
 	"github.com/gonka-mesh/mesh/p2p"
 )
@@ -89,7 +90,7 @@ func ReadConfig(path string, c *Config) error {
 	dec := yaml.NewDecoder(bytes.NewReader(b))
 	dec.KnownFields(true)
 	if err := dec.Decode(c); err != nil && !errors.Is(err, io.EOF) {
-		return fmt.Errorf("configuration %s: %w", path, err)
+		return fmt.Errorf("configuration %s: %w", path, plainly.YAML(err))
 	}
 	return nil
 }

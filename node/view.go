@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"fmt"
+	"net"
 	"os"
 	"slices"
 	"time"
@@ -30,7 +31,7 @@ func (n *Node) Status() api.Status {
 		Version: mesh.Version, Protocol: mesh.ProtocolVersion, Peer: n.core.Net.Address(), Role: role,
 		Network: n.genesis.Network(), Genesis: n.genesis.Hash(), Epoch: n.epoch(), Owner: owner,
 		Home: n.home.Dir, API: n.apiURL, PID: os.Getpid(), Started: n.started, UptimeS: int64(time.Since(n.started).Seconds()),
-		Addrs: n.core.Net.Addrs(), Peers: len(n.core.Net.Peers()), Reachability: reachabilityOf(n.core.Net.Reachability(), n.cfg.NoPortMap),
+		Addrs: n.core.Net.Addrs(), Peers: len(n.core.Net.Peers()), Reachability: reachabilityOf(n.core.Net.Reachability(), n.cfg.NoPortMap, n.cfg.Listen),
 		PricePrompt: n.prices().Prompt, PriceOutput: n.prices().Output,
 		Engines: []api.Engine{}, MemoryBytes: residentMemory(), KVLimitBytes: n.cfg.memory(),
 	}
@@ -50,19 +51,27 @@ func (n *Node) Status() api.Status {
 }
 
 // reachabilityOf adds what to do to what is the matter.
-func reachabilityOf(r p2p.Reachability, noPortMap bool) api.Reachability {
+func reachabilityOf(r p2p.Reachability, noPortMap bool, listen string) api.Reachability {
 	out := api.Reachability{State: r.State, Reason: r.Reason, External: r.External, PortMap: r.PortMap}
 	if out.External == nil {
 		out.External = []string{}
 	}
 	switch {
 	case r.State == p2p.ReachPublic || r.State == p2p.ReachUnknown:
+	case loopback(listen): // as those of `mesh dev` do
+		out.Remedy = "nothing to do on a network of this machine alone; `mesh up` without --listen " + listen + " is for others"
 	case noPortMap:
 		out.Remedy = "start without --no-portmap, or forward TCP and UDP of the node's port in your router"
 	default:
 		out.Remedy = "forward TCP and UDP of the node's port in your router, or switch on UPnP there"
 	}
 	return out
+}
+
+// loopback reports whether an address for --listen is this machine's alone.
+func loopback(listen string) bool {
+	host, _, err := net.SplitHostPort(listen)
+	return err == nil && api.Loopback(host)
 }
 
 // Peers lists the connected peers and what they serve.

@@ -17,6 +17,7 @@ import (
 	"github.com/gonka-mesh/mesh"
 	"github.com/gonka-mesh/mesh/consensus/ledger"
 	"github.com/gonka-mesh/mesh/consensus/ledger/ledgerpb"
+	"github.com/gonka-mesh/mesh/internal/plainly"
 	"github.com/gonka-mesh/mesh/node/api"
 )
 
@@ -216,7 +217,7 @@ func parseProposal(b []byte, deposit uint64) (*ledgerpb.Propose, error) {
 	dec := yaml.NewDecoder(bytes.NewReader(b))
 	dec.KnownFields(true)
 	if err := dec.Decode(&in); err != nil {
-		return nil, err
+		return nil, plainly.YAML(err)
 	}
 	out := &ledgerpb.Propose{Title: in.Title, Text: in.Text, Deposit: deposit}
 	if in.Deposit != "" {

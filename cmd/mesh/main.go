@@ -17,6 +17,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/gonka-mesh/mesh/node"
 	"github.com/gonka-mesh/mesh/node/api"
@@ -52,13 +53,13 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
 	var usage usageError
 	switch {
 	case err == nil:
 		return exitDone
 	case errors.As(err, &usage):
-		fmt.Fprintf(stderr, "mesh: %s; see `mesh --help`\n", printable(err.Error()))
+		fmt.Fprintf(stderr, "mesh: %s; see `%s --help`\n", printable(err.Error()), cmd.CommandPath())
 		return exitUsage
 	case errors.Is(err, context.Canceled) && ctx.Err() != nil:
 		fmt.Fprintln(stderr, "mesh: interrupted")
@@ -99,13 +100,27 @@ func rootCommand() *cobra.Command {
 	flags.StringVar(&g.api, "api", "", "ADDR:PORT of the node's API (default "+node.DefaultAPI+", env MESH_API)")
 	flags.StringVar(&g.apiKey, "api-key", "", "key that the API requires (env MESH_API_KEY)")
 	flags.BoolVar(&g.json, "json", false, "write JSON")
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{flagError(err)} })
 	root.AddCommand(
 		upCommand(g), devCommand(g), chatCommand(g), statusCommand(g), doctorCommand(g),
 		peerCommand(g), modelCommand(g), hostCommand(g), walletCommand(g), epochCommand(g), receiptCommand(g), govCommand(g),
 		benchCommand(g), versionCommand(g),
 	)
 	return root
+}
+
+// flagError says what a flag wants where its value cannot be read.
+func flagError(err error) error {
+	var wrong *pflag.InvalidValueError
+	if !errors.As(err, &wrong) {
+		return err
+	}
+	want := map[string]string{"bool": "true or false", "duration": "a time, like 100ms or 2s", "int": "a whole number", "int64": "a whole number",
+		"uint64": "a whole number from 0", "float64": "a number"}[wrong.GetFlag().Value.Type()]
+	if want == "" {
+		return err
+	}
+	return fmt.Errorf("--%s %.70q: want %s", wrong.GetFlag().Name, wrong.GetValue(), want)
 }
 
 // complete fills in what the environment says where no flag did.

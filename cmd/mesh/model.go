@@ -33,7 +33,7 @@ func modelListCommand(g *globals) *cobra.Command {
 			}
 			var rows [][]string
 			for _, m := range models {
-				rows = append(rows, []string{m.Name, m.Model.Short(), size(m.Bytes), fmt.Sprint(m.Context), here(m), plural(m.Hosts, "host")})
+				rows = append(rows, []string{m.Name, m.Model.Short(), fileSize(m), fmt.Sprint(m.Context), here(m), plural(m.Hosts, "host")})
 			}
 			return list(cmd, []string{"NAME", "ID", "SIZE", "CONTEXT", "HERE", "ELSEWHERE"}, rows,
 				"no models: this node serves none and knows no host; see `mesh peer ls`")
@@ -144,6 +144,14 @@ func longModel(cmd *cobra.Command, g *globals, ref string,
 	return showModel(cmd, g, m)
 }
 
+// fileSize is how large a model's file is: of one that is built in, hosts do not say.
+func fileSize(m api.Model) string {
+	if m.Bytes == 0 {
+		return "-"
+	}
+	return size(m.Bytes)
+}
+
 func showModel(cmd *cobra.Command, g *globals, m api.Model) error {
 	if g.json {
 		return writeJSON(cmd.OutOrStdout(), m)
@@ -156,7 +164,7 @@ func showModel(cmd *cobra.Command, g *globals, m api.Model) error {
 		id = m.Model.String()
 	}
 	return fields(cmd.OutOrStdout(),
-		"name", m.Name, "id", id, "root", root, "size", size(m.Bytes), "architecture", m.Arch, "weights", m.Weights,
+		"name", m.Name, "id", id, "root", root, "size", fileSize(m), "architecture", m.Arch, "weights", m.Weights,
 		"context", fmt.Sprint(m.Context), "class", m.Class, "here", here(m), "elsewhere", plural(m.Hosts, "host"), "file", m.Path)
 }
 

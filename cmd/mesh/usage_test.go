@@ -81,6 +81,10 @@ func TestWrongUse(t *testing.T) {
 		{up("--bootstrap", "x"), "--bootstrap"},
 		{up("--api", "0.0.0.0:1"), "--api-key"},
 		{up("--threads", "-1"), "--threads"},
+		{up("--threads", "abc"), `--threads "abc": want a whole number; see ` + "`mesh up --help`"},
+		{up("--pace", "soon"), `--pace "soon": want a time, like 100ms`},
+		{up("--price-cap", "1x"), `--price-cap "1x": want a whole number from 0`},
+		{[]string{"wallet", "escrow", "top", "a"}, "see `mesh wallet escrow top --help`"},
 	} {
 		code, stdout, stderr := meshCommand(t, c.args...)
 		if code != exitUsage || stdout != "" || !strings.Contains(stderr, c.want) || strings.Count(stderr, "\n") != 1 || strings.Count(stderr, "mesh: ") != 1 {

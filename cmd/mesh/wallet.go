@@ -149,7 +149,7 @@ func escrowCommand(g *globals) *cobra.Command {
 func escrowTopCommand(g *globals) *cobra.Command {
 	var from signer
 	cmd := &cobra.Command{
-		Use: "top ESCROW AMOUNT", Short: "Add money to an escrow", Args: want("ESCROW", "AMOUNT"),
+		Use: "top ESCROW AMOUNT", Short: "Add money to an escrow, in GNK: mesh wallet escrow top 3f9a01 10", Args: want("ESCROW", "AMOUNT"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			amount, err := mesh.ParseAmount(args[1])
 			if err != nil {
@@ -170,7 +170,7 @@ func escrowTopCommand(g *globals) *cobra.Command {
 func escrowLaneCommand(g *globals) *cobra.Command {
 	var from signer
 	cmd := &cobra.Command{
-		Use: "lane ESCROW HOST=AMOUNT", Short: "Raise what one host can be paid from an escrow", Args: want("ESCROW", "HOST=AMOUNT"),
+		Use: "lane ESCROW HOST=AMOUNT", Short: "Raise what one host can be paid from an escrow: mesh wallet escrow lane 3f9a01 12D3…=5", Args: want("ESCROW", "HOST=AMOUNT"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := g.client()
 			if err != nil {
@@ -194,7 +194,7 @@ func escrowLaneCommand(g *globals) *cobra.Command {
 func escrowCloseCommand(g *globals) *cobra.Command {
 	var from signer
 	cmd := &cobra.Command{
-		Use: "close ESCROW", Short: "Take back what hosts have not earned; paid after two epochs", Args: want("ESCROW"),
+		Use: "close ESCROW", Short: "Take back what hosts have not earned; paid after two epochs: mesh wallet escrow close 3f9a01", Args: want("ESCROW"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			id, err := g.wholeEscrow(cmd.Context(), from, args[0])
 			if err != nil {
@@ -232,7 +232,7 @@ type signer struct {
 
 func (s *signer) flags(cmd *cobra.Command) {
 	s.feeFlag(cmd)
-	cmd.Flags().StringVar(&s.file, "key", "", "sign with the key in this FILE (see `mesh wallet key`) instead of the node's; its passphrase is in MESH_PASSPHRASE")
+	cmd.Flags().StringVar(&s.file, "key", "", "sign with the key in this `FILE`, as mesh wallet key new makes one, instead of the node's; its passphrase is in MESH_PASSPHRASE")
 }
 
 // feeFlag is for what the node's own key alone can sign.
