@@ -56,11 +56,13 @@ var layers = map[string][]string{
 	// A program that embeds the SDK is a light node without an API: key, receipts, vouchers,
 	// router and light client belong together as node puts them, and a second assembly here
 	// would have to be kept equal to it.
-	"client":   {".", "inference", "inference/inferencepb", "consensus/ledger/ledgerpb", "node", "node/api"},
-	"node":     {"..."},
-	"node/api": {".", "internal/plainly"},
-	"node/sim": {"..."},
-	"cmd/mesh": {"..."},
+	"client": {".", "inference", "inference/inferencepb", "consensus/ledger/ledgerpb", "node", "node/api"},
+
+	"client/examples/paid": {".", "client"},
+	"node":                 {"..."},
+	"node/api":             {".", "internal/plainly"},
+	"node/sim":             {"..."},
+	"cmd/mesh":             {"..."},
 }
 
 // outside names the one place for libraries that must not spread.

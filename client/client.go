@@ -54,6 +54,10 @@ type Client struct {
 // closeTime is how long Close gives running answers.
 const closeTime = 3 * time.Second
 
+// drawTime is how long OpenEscrow waits for the client to see the escrow, which it does as
+// it reads the ledger after the block.
+const drawTime = 10 * time.Second
+
 // Open joins the network and returns once this peer has met another that serves a
 // model, or ctx ends.
 func Open(ctx context.Context, cfg Config) (*Client, error) {
@@ -156,6 +160,10 @@ func (c *Client) OpenEscrowFee(ctx context.Context, amount, fee mesh.Amount) (me
 	}
 	if done.Escrow.IsZero() {
 		return mesh.Hash{}, errors.New("client: open an escrow: the ledger did not")
+	}
+	// The next answer is to be paid; where it takes long, one of those after.
+	for limit := time.Now().Add(drawTime); !c.node.Pays() && ctx.Err() == nil && time.Now().Before(limit); {
+		time.Sleep(20 * time.Millisecond)
 	}
 	return done.Escrow, nil
 }
