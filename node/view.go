@@ -59,7 +59,7 @@ func reachabilityOf(r p2p.Reachability, noPortMap bool, listen string) api.Reach
 	switch {
 	case r.State == p2p.ReachPublic || r.State == p2p.ReachUnknown:
 	case loopback(listen): // as those of `mesh dev` do
-		out.Remedy = "nothing to do on a network of this machine alone; `mesh up` without --listen " + listen + " is for others"
+		out.Remedy = "it listens on this machine alone, as all nodes of `mesh dev` do; a `mesh up` that listens elsewhere is for others"
 	case noPortMap:
 		out.Remedy = "start without --no-portmap, or forward TCP and UDP of the node's port in your router"
 	default:
