@@ -9,11 +9,13 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/gonka-mesh/mesh"
 	"github.com/gonka-mesh/mesh/internal/atomicfile"
 	"github.com/gonka-mesh/mesh/internal/plainly"
 )
@@ -113,6 +115,9 @@ func isHome(dir string) (bool, error) {
 	if has("version") && (has("lock") || has("node.key")) { // other folders have a version, too
 		return true, nil
 	}
+	if has(tokenFile) && has("node.key") && !has("version") { // a node ran here
+		return false, damagedVersion(dir, "is missing")
+	}
 	files, err := os.ReadDir(dir)
 	if err != nil {
 		return false, fmt.Errorf("open home: %w; choose another folder with --home", plainly.Said(err))
@@ -123,6 +128,10 @@ func isHome(dir string) (bool, error) {
 		}
 	}
 	return false, nil
+}
+
+func damagedVersion(dir, how string) error {
+	return fmt.Errorf("home %s is damaged: its file version %s; if this mesh is the one that made it, write %s there: echo %s > %s", dir, how, homeVersion, homeVersion, filepath.Join(dir, "version"))
 }
 
 // sweep removes what a killed process left half written. Nothing writes yet.
@@ -190,7 +199,11 @@ func (h *Home) checkVersion() error {
 	if err != nil {
 		return fmt.Errorf("open home: %w", err)
 	}
-	if v := strings.TrimSpace(string(b)); v != homeVersion {
+	v := strings.TrimSpace(string(b))
+	if n, err := strconv.Atoi(v); err != nil || n < 1 {
+		return damagedVersion(h.Dir, fmt.Sprintf("has %.20q", v))
+	}
+	if v != homeVersion {
 		return fmt.Errorf("home %s has layout version %.20q, this mesh knows %s; use the mesh that made it, or another folder", h.Dir, v, homeVersion)
 	}
 	return nil
@@ -214,8 +227,8 @@ func (h *Home) keepGenesis(g *Genesis) error {
 		network, hash, ok := strings.Cut(line, " ")
 		switch {
 		case line == "" && i == 0: // no file yet
-		case !ok:
-			return fmt.Errorf("%s is damaged at line %d: %.80q is no network ID and hash of a genesis", path, i+1, line)
+		case !ok || !isHash(hash):
+			return fmt.Errorf("%s is damaged at line %d: %.80q is no network ID and hash of a genesis; if you know that the genesis is that of before, move the file away", path, i+1, line)
 		case network == string(g.Network()) && hash == g.Hash().String():
 			return nil
 		case network == string(g.Network()):
@@ -227,6 +240,11 @@ func (h *Home) keepGenesis(g *Genesis) error {
 		return fmt.Errorf("note the genesis: %w", err)
 	}
 	return nil
+}
+
+func isHash(s string) bool {
+	_, err := mesh.ParseHash(s)
+	return err == nil
 }
 
 // NewToken draws the secret for control calls. Each start has its own: one that got out

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -178,6 +179,36 @@ func TestNewerHomeIsRefused(t *testing.T) {
 	}
 }
 
+// TestDamagedVersion: a version that is gone or no number is told as damage, with what to
+// write, and that mends it.
+func TestDamagedVersion(t *testing.T) {
+	for _, version := range []string{"", "\xff\x00garbled", "0", "gone"} {
+		t.Run(version, func(t *testing.T) {
+			dir := t.TempDir()
+			path := filepath.Join(dir, "version")
+			for name, text := range map[string]string{"lock": "", "node.key": "k", tokenFile: "t", "receipts.db": "r", "version": version} {
+				if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if version == "gone" {
+				os.Remove(path)
+			}
+			if _, err := OpenHome(dir); err == nil || !strings.Contains(err.Error(), "damaged") || !strings.Contains(err.Error(), "echo "+homeVersion+" > "+path) {
+				t.Fatalf("%v", err)
+			}
+			if err := os.WriteFile(path, []byte(homeVersion+"\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			h, err := OpenHome(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			h.Close()
+		})
+	}
+}
+
 // TestTrustInBlocks rounds up: no block more is trusted than counted.
 func TestTrustInBlocks(t *testing.T) {
 	for _, c := range []struct{ seconds, ms, want int64 }{{60, 5000, 12}, {60, 7000, 9}, {61, 60_000, 2}, {1 << 31, 100, 10 << 31}} {
@@ -221,11 +252,20 @@ func TestGenesisOfAHome(t *testing.T) {
 	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
 		t.Fatalf("%v %v", info, err)
 	}
-	if err := os.WriteFile(path, []byte("rubbish\n"), 0o600); err != nil {
+	line, err := os.ReadFile(path)
+	if err != nil {
 		t.Fatal(err)
 	}
-	if err := start(first); err == nil || !strings.Contains(err.Error(), "damaged") {
-		t.Fatalf("a damaged record: %v", err)
+	garbled := slices.Clone(line)
+	garbled[len(first.Network())+9] = 0x1b
+	for _, b := range [][]byte{[]byte("rubbish\n"), line[:len(first.Network())+17], garbled} {
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		err := start(first)
+		if err == nil || !strings.Contains(err.Error(), "damaged") || !strings.Contains(err.Error(), "move the file away") || strings.Contains(err.Error(), "\x1b") {
+			t.Errorf("a damaged record: %v", err)
+		}
 	}
 }
 
