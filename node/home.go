@@ -1,10 +1,12 @@
 package node
 
 import (
+	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -17,6 +19,7 @@ import (
 
 	"github.com/gonka-mesh/mesh"
 	"github.com/gonka-mesh/mesh/internal/atomicfile"
+	"github.com/gonka-mesh/mesh/internal/keyfile"
 	"github.com/gonka-mesh/mesh/internal/plainly"
 )
 
@@ -35,6 +38,12 @@ const apiFile = "api.addr"
 
 // tokenFile holds the secret for control calls.
 const tokenFile = "api.token"
+
+// What a node signed and was given, and the escrows that it opened.
+const (
+	receiptsFile = "receipts.db"
+	escrowsFile  = "escrows.json"
+)
 
 // Home is a node's folder: keys, configuration and state. One process holds it.
 type Home struct {
@@ -142,6 +151,29 @@ func (h *Home) sweep() error {
 		}
 	}
 	return nil
+}
+
+// ownFiles are of no use to another key than that of the home they are in.
+var ownFiles = []string{"consensus.key", "consensus.state", escrowsFile, receiptsFile}
+
+// key reads the node's key, and makes one in a new home. In an old one it is not made anew:
+// what it has belongs to the key of before, the consensus key's turns as well.
+func (h *Home) key(passphrase string) (ed25519.PrivateKey, error) {
+	path := h.Path("node.key")
+	key, err := keyfile.Load(path, passphrase)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return key, err
+	}
+	var left []string
+	for _, name := range ownFiles {
+		if _, err := os.Lstat(h.Path(name)); err == nil {
+			left = append(left, name)
+		}
+	}
+	if len(left) > 0 {
+		return nil, fmt.Errorf("%s is missing, and home %s was in use: restore the key (mesh --home %s wallet key import FILE does, with a copy of it); for a new identity name another home, or move away what belongs to the old one: %s", path, h.Dir, h.Dir, strings.Join(left, ", "))
+	}
+	return keyfile.LoadOrCreate(path, passphrase)
 }
 
 // leaveAPI writes where the API answers; empty: nowhere.

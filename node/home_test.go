@@ -179,6 +179,38 @@ func TestNewerHomeIsRefused(t *testing.T) {
 	}
 }
 
+// TestKeyIsMissing: a home that was in use gets no new key of its own accord.
+func TestKeyIsMissing(t *testing.T) {
+	for _, name := range ownFiles {
+		t.Run(name, func(t *testing.T) {
+			h, err := OpenHome(t.TempDir())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer h.Close()
+			first, err := h.key("")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(os.WriteFile(h.Path(name), nil, 0o600), os.Rename(h.Path("node.key"), h.Path("copy"))); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := h.key(""); err == nil || !strings.Contains(err.Error(), "restore the key") || !strings.Contains(err.Error(), name) {
+				t.Fatalf("%v", err)
+			}
+			if _, err := os.Stat(h.Path("node.key")); err == nil {
+				t.Fatal("a key was made")
+			}
+			if err := os.Rename(h.Path("copy"), h.Path("node.key")); err != nil {
+				t.Fatal(err)
+			}
+			if again, err := h.key(""); err != nil || !again.Equal(first) {
+				t.Errorf("the key was restored: %v", err)
+			}
+		})
+	}
+}
+
 // TestDamagedVersion: a version that is gone or no number is told as damage, with what to
 // write, and that mends it.
 func TestDamagedVersion(t *testing.T) {
