@@ -139,6 +139,12 @@ func isHome(dir string) (bool, error) {
 	return false, nil
 }
 
+// IsHome reports whether a folder is the home of a node.
+func IsHome(dir string) bool {
+	old, err := isHome(dir)
+	return err == nil && old
+}
+
 func damagedVersion(dir, how string) error {
 	return fmt.Errorf("home %s is damaged: its file version %s; if this mesh is the one that made it, write %s there: echo %s > %s", dir, how, homeVersion, homeVersion, filepath.Join(dir, "version"))
 }
