@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -180,6 +181,16 @@ func (h *Home) key(passphrase string) (ed25519.PrivateKey, error) {
 		return nil, fmt.Errorf("%s is missing, and home %s was in use: restore the key (mesh --home %s wallet key import FILE does, with a copy of it); for a new identity name another home, or move away what belongs to the old one: %s", path, h.Dir, h.Dir, strings.Join(left, ", "))
 	}
 	return keyfile.LoadOrCreate(path, passphrase)
+}
+
+// missReceipts warns where a node ran in this home, and left no receipts: they are made anew.
+func (h *Home) missReceipts(log *slog.Logger) {
+	if _, err := os.Lstat(h.Path(tokenFile)); err != nil {
+		return // none ran here
+	}
+	if info, err := os.Stat(h.Path(receiptsFile)); errors.Is(err, fs.ErrNotExist) || err == nil && info.Size() == 0 {
+		log.Warn("the receipts of this home are missing or empty, and begin anew: what was due of epochs that are not settled, and its vouchers, are lost", "file", h.Path(receiptsFile))
+	}
 }
 
 // leaveAPI writes where the API answers; empty: nowhere.

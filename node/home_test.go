@@ -2,6 +2,7 @@ package node
 
 import (
 	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -208,6 +209,40 @@ func TestKeyIsMissing(t *testing.T) {
 				t.Errorf("the key was restored: %v", err)
 			}
 		})
+	}
+}
+
+// TestReceiptsAreMissing: an old home without its receipts is warned of, a new one is not.
+func TestReceiptsAreMissing(t *testing.T) {
+	h, err := OpenHome(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	warned := func() bool {
+		var out strings.Builder
+		h.missReceipts(slog.New(slog.NewTextHandler(&out, nil)))
+		return strings.Contains(out.String(), "level=WARN") && strings.Contains(out.String(), h.Path(receiptsFile))
+	}
+	if warned() {
+		t.Error("a new home has no receipts, and that is a warning")
+	}
+	if _, err := h.NewToken(); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		text string
+		want bool
+	}{{"", true}, {"receipts", false}} {
+		if !warned() && c.text == "" {
+			t.Error("the receipts are missing, and that is no warning")
+		}
+		if err := os.WriteFile(h.Path(receiptsFile), []byte(c.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := warned(); got != c.want {
+			t.Errorf("%d bytes of receipts: warned %v", len(c.text), got)
+		}
 	}
 }
 

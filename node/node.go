@@ -90,6 +90,7 @@ func (n *Node) build() (err error) {
 	if n.key, err = n.home.key(n.cfg.Passphrase); err != nil {
 		return err
 	}
+	n.home.missReceipts(n.log)
 	if n.token, err = n.home.NewToken(); err != nil {
 		return err
 	}
