@@ -218,7 +218,7 @@ func TestDiskFull(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Start(t.Context()); !errors.Is(err, ErrDisk) {
+	if err := c.Start(t.Context()); !errors.Is(err, ErrDisk) || !strings.Contains(err.Error(), "make room and start again") {
 		t.Errorf("started with a full disk: %v", err)
 	}
 	free.Store(1 << 30)

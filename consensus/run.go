@@ -49,7 +49,7 @@ func (c *Chain) begin() error {
 
 func (c *Chain) startUp(ctx context.Context) (*parts, error) {
 	if err := c.checkDisk(); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w; make room and start again", err)
 	}
 	p, err := c.build(ctx)
 	if err != nil {

@@ -1,20 +1,26 @@
 package node
 
 import (
+	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
+	"log/slog"
 	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/gonka-mesh/mesh"
 	"github.com/gonka-mesh/mesh/internal/atomicfile"
+	"github.com/gonka-mesh/mesh/internal/keyfile"
 	"github.com/gonka-mesh/mesh/internal/plainly"
 )
 
@@ -33,6 +39,12 @@ const apiFile = "api.addr"
 
 // tokenFile holds the secret for control calls.
 const tokenFile = "api.token"
+
+// What a node signed and was given, and the escrows that it opened.
+const (
+	receiptsFile = "receipts.db"
+	escrowsFile  = "escrows.json"
+)
 
 // Home is a node's folder: keys, configuration and state. One process holds it.
 type Home struct {
@@ -113,6 +125,9 @@ func isHome(dir string) (bool, error) {
 	if has("version") && (has("lock") || has("node.key")) { // other folders have a version, too
 		return true, nil
 	}
+	if has(tokenFile) && has("node.key") && !has("version") { // a node ran here
+		return false, damagedVersion(dir, "is missing")
+	}
 	files, err := os.ReadDir(dir)
 	if err != nil {
 		return false, fmt.Errorf("open home: %w; choose another folder with --home", plainly.Said(err))
@@ -125,6 +140,16 @@ func isHome(dir string) (bool, error) {
 	return false, nil
 }
 
+// IsHome reports whether a folder is the home of a node.
+func IsHome(dir string) bool {
+	old, err := isHome(dir)
+	return err == nil && old
+}
+
+func damagedVersion(dir, how string) error {
+	return fmt.Errorf("home %s is damaged: its file version %s; if this mesh is the one that made it, write %s there: echo %s > %s", dir, how, homeVersion, homeVersion, filepath.Join(dir, "version"))
+}
+
 // sweep removes what a killed process left half written. Nothing writes yet.
 func (h *Home) sweep() error {
 	for _, folder := range []string{"", "blobs", packedFolder} {
@@ -133,6 +158,39 @@ func (h *Home) sweep() error {
 		}
 	}
 	return nil
+}
+
+// ownFiles are of no use to another key than that of the home they are in.
+var ownFiles = []string{"consensus.key", "consensus.state", escrowsFile, receiptsFile}
+
+// key reads the node's key, and makes one in a new home. In an old one it is not made anew:
+// what it has belongs to the key of before, the consensus key's turns as well.
+func (h *Home) key(passphrase string) (ed25519.PrivateKey, error) {
+	path := h.Path("node.key")
+	key, err := keyfile.Load(path, passphrase)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return key, err
+	}
+	var left []string
+	for _, name := range ownFiles {
+		if _, err := os.Lstat(h.Path(name)); err == nil {
+			left = append(left, name)
+		}
+	}
+	if len(left) > 0 {
+		return nil, fmt.Errorf("%s is missing, and home %s was in use: restore the key (mesh --home %s wallet key import FILE does, with a copy of it); for a new identity name another home, or move away what belongs to the old one: %s", path, h.Dir, h.Dir, strings.Join(left, ", "))
+	}
+	return keyfile.LoadOrCreate(path, passphrase)
+}
+
+// missReceipts warns where a node ran in this home, and left no receipts: they are made anew.
+func (h *Home) missReceipts(log *slog.Logger) {
+	if _, err := os.Lstat(h.Path(tokenFile)); err != nil {
+		return // none ran here
+	}
+	if info, err := os.Stat(h.Path(receiptsFile)); errors.Is(err, fs.ErrNotExist) || err == nil && info.Size() == 0 {
+		log.Warn("the receipts of this home are missing or empty, and begin anew: what was due of epochs that are not settled, and its vouchers, are lost", "file", h.Path(receiptsFile))
+	}
 }
 
 // leaveAPI writes where the API answers; empty: nowhere.
@@ -190,7 +248,11 @@ func (h *Home) checkVersion() error {
 	if err != nil {
 		return fmt.Errorf("open home: %w", err)
 	}
-	if v := strings.TrimSpace(string(b)); v != homeVersion {
+	v := strings.TrimSpace(string(b))
+	if n, err := strconv.Atoi(v); err != nil || n < 1 {
+		return damagedVersion(h.Dir, fmt.Sprintf("has %.20q", v))
+	}
+	if v != homeVersion {
 		return fmt.Errorf("home %s has layout version %.20q, this mesh knows %s; use the mesh that made it, or another folder", h.Dir, v, homeVersion)
 	}
 	return nil
@@ -214,8 +276,8 @@ func (h *Home) keepGenesis(g *Genesis) error {
 		network, hash, ok := strings.Cut(line, " ")
 		switch {
 		case line == "" && i == 0: // no file yet
-		case !ok:
-			return fmt.Errorf("%s is damaged at line %d: %.80q is no network ID and hash of a genesis", path, i+1, line)
+		case !ok || !isHash(hash):
+			return fmt.Errorf("%s is damaged at line %d: %.80q is no network ID and hash of a genesis; if you know that the genesis is that of before, move the file away", path, i+1, line)
 		case network == string(g.Network()) && hash == g.Hash().String():
 			return nil
 		case network == string(g.Network()):
@@ -227,6 +289,11 @@ func (h *Home) keepGenesis(g *Genesis) error {
 		return fmt.Errorf("note the genesis: %w", err)
 	}
 	return nil
+}
+
+func isHash(s string) bool {
+	_, err := mesh.ParseHash(s)
+	return err == nil
 }
 
 // NewToken draws the secret for control calls. Each start has its own: one that got out

@@ -2,8 +2,10 @@ package node
 
 import (
 	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -178,6 +180,102 @@ func TestNewerHomeIsRefused(t *testing.T) {
 	}
 }
 
+// TestKeyIsMissing: a home that was in use gets no new key of its own accord.
+func TestKeyIsMissing(t *testing.T) {
+	for _, name := range ownFiles {
+		t.Run(name, func(t *testing.T) {
+			h, err := OpenHome(t.TempDir())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer h.Close()
+			first, err := h.key("")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(os.WriteFile(h.Path(name), nil, 0o600), os.Rename(h.Path("node.key"), h.Path("copy"))); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := h.key(""); err == nil || !strings.Contains(err.Error(), "restore the key") || !strings.Contains(err.Error(), name) {
+				t.Fatalf("%v", err)
+			}
+			if _, err := os.Stat(h.Path("node.key")); err == nil {
+				t.Fatal("a key was made")
+			}
+			if err := os.Rename(h.Path("copy"), h.Path("node.key")); err != nil {
+				t.Fatal(err)
+			}
+			if again, err := h.key(""); err != nil || !again.Equal(first) {
+				t.Errorf("the key was restored: %v", err)
+			}
+		})
+	}
+}
+
+// TestReceiptsAreMissing: an old home without its receipts is warned of, a new one is not.
+func TestReceiptsAreMissing(t *testing.T) {
+	h, err := OpenHome(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	warned := func() bool {
+		var out strings.Builder
+		h.missReceipts(slog.New(slog.NewTextHandler(&out, nil)))
+		return strings.Contains(out.String(), "level=WARN") && strings.Contains(out.String(), h.Path(receiptsFile))
+	}
+	if warned() {
+		t.Error("a new home has no receipts, and that is a warning")
+	}
+	if _, err := h.NewToken(); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		text string
+		want bool
+	}{{"", true}, {"receipts", false}} {
+		if !warned() && c.text == "" {
+			t.Error("the receipts are missing, and that is no warning")
+		}
+		if err := os.WriteFile(h.Path(receiptsFile), []byte(c.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := warned(); got != c.want {
+			t.Errorf("%d bytes of receipts: warned %v", len(c.text), got)
+		}
+	}
+}
+
+// TestDamagedVersion: a version that is gone or no number is told as damage, with what to
+// write, and that mends it.
+func TestDamagedVersion(t *testing.T) {
+	for _, version := range []string{"", "\xff\x00garbled", "0", "gone"} {
+		t.Run(version, func(t *testing.T) {
+			dir := t.TempDir()
+			path := filepath.Join(dir, "version")
+			for name, text := range map[string]string{"lock": "", "node.key": "k", tokenFile: "t", "receipts.db": "r", "version": version} {
+				if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if version == "gone" {
+				os.Remove(path)
+			}
+			if _, err := OpenHome(dir); err == nil || !strings.Contains(err.Error(), "damaged") || !strings.Contains(err.Error(), "echo "+homeVersion+" > "+path) {
+				t.Fatalf("%v", err)
+			}
+			if err := os.WriteFile(path, []byte(homeVersion+"\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			h, err := OpenHome(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			h.Close()
+		})
+	}
+}
+
 // TestTrustInBlocks rounds up: no block more is trusted than counted.
 func TestTrustInBlocks(t *testing.T) {
 	for _, c := range []struct{ seconds, ms, want int64 }{{60, 5000, 12}, {60, 7000, 9}, {61, 60_000, 2}, {1 << 31, 100, 10 << 31}} {
@@ -221,11 +319,20 @@ func TestGenesisOfAHome(t *testing.T) {
 	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
 		t.Fatalf("%v %v", info, err)
 	}
-	if err := os.WriteFile(path, []byte("rubbish\n"), 0o600); err != nil {
+	line, err := os.ReadFile(path)
+	if err != nil {
 		t.Fatal(err)
 	}
-	if err := start(first); err == nil || !strings.Contains(err.Error(), "damaged") {
-		t.Fatalf("a damaged record: %v", err)
+	garbled := slices.Clone(line)
+	garbled[len(first.Network())+9] = 0x1b
+	for _, b := range [][]byte{[]byte("rubbish\n"), line[:len(first.Network())+17], garbled} {
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		err := start(first)
+		if err == nil || !strings.Contains(err.Error(), "damaged") || !strings.Contains(err.Error(), "move the file away") || strings.Contains(err.Error(), "\x1b") {
+			t.Errorf("a damaged record: %v", err)
+		}
 	}
 }
 

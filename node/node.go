@@ -30,7 +30,6 @@ import (
 	"github.com/gonka-mesh/mesh/inference/openai"
 	"github.com/gonka-mesh/mesh/inference/receipts"
 	"github.com/gonka-mesh/mesh/inference/router"
-	"github.com/gonka-mesh/mesh/internal/keyfile"
 	"github.com/gonka-mesh/mesh/internal/plainly"
 	"github.com/gonka-mesh/mesh/node/api"
 	"github.com/gonka-mesh/mesh/p2p"
@@ -88,9 +87,10 @@ func (n *Node) build() (err error) {
 	if err = n.home.keepGenesis(n.genesis); err != nil {
 		return err
 	}
-	if n.key, err = keyfile.LoadOrCreate(n.home.Path("node.key"), n.cfg.Passphrase); err != nil {
+	if n.key, err = n.home.key(n.cfg.Passphrase); err != nil {
 		return err
 	}
+	n.home.missReceipts(n.log)
 	if n.token, err = n.home.NewToken(); err != nil {
 		return err
 	}
@@ -98,7 +98,7 @@ func (n *Node) build() (err error) {
 		return err
 	}
 	network := n.genesis.Network()
-	if n.receipts, err = receipts.Open(receipts.Config{Network: network, Path: n.home.Path("receipts.db"), MaxBytes: n.cfg.ReceiptsMB << 20}); err != nil {
+	if n.receipts, err = receipts.Open(receipts.Config{Network: network, Path: n.home.Path(receiptsFile), MaxBytes: n.cfg.ReceiptsMB << 20}); err != nil {
 		return err
 	}
 	n.metrics = prometheus.NewRegistry()
@@ -107,7 +107,7 @@ func (n *Node) build() (err error) {
 	n.metrics.MustRegister(n.gpus)
 	self := mesh.AddressOf(n.key.Public().(ed25519.PublicKey))
 	n.tally = &tally{store: n.receipts, self: self}
-	if n.purse, err = openPurse(network, n.key, n.receipts, n.home.Path("escrows.json")); err != nil {
+	if n.purse, err = openPurse(network, n.key, n.receipts, n.home.Path(escrowsFile)); err != nil {
 		return err
 	}
 	routing, hosting, err := n.payments(self)

@@ -104,6 +104,9 @@ func (d *devNet) run(ctx context.Context, g *globals, hosts int, once string) er
 		d.home = dir
 		defer os.RemoveAll(dir)
 	}
+	if node.IsHome(d.home) {
+		return fmt.Errorf("%s is the home of a node, and mesh dev makes a folder with a whole network of its own; name another one with --home, or none", d.home)
+	}
 	api, key := g.api, g.apiKey
 	if api == "" {
 		api = os.Getenv("MESH_API")

@@ -117,3 +117,20 @@ func TestSecretsStayHome(t *testing.T) {
 	calls("", "wallet", "send", to, "1")
 	calls("Bearer k2", "status", "--api-key", "k2")
 }
+
+// TestDevInANodesHome: `mesh dev` makes no network inside the home of a node.
+func TestDevInANodesHome(t *testing.T) {
+	home := t.TempDir()
+	h, err := node.OpenHome(home)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.Close()
+	before, _ := os.ReadDir(home)
+	if code, _, stderr := meshCommand(t, "dev", "--hosts", "1", "--home", home, "--once", "hello"); code != exitFailed || !strings.Contains(stderr, "is the home of a node") {
+		t.Errorf("exit code %d: %s", code, stderr)
+	}
+	if after, _ := os.ReadDir(home); len(after) != len(before) {
+		t.Errorf("the home had %v, and has %v", before, after)
+	}
+}

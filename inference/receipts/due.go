@@ -83,7 +83,7 @@ func (s *Store) Due(host mesh.Address, epoch mesh.Epoch) ([]Due, error) {
 func (s *Store) AllDue(fn func(Due)) error { return s.due(nil, fn) }
 
 func (s *Store) due(prefix []byte, fn func(Due)) error {
-	err := s.db.View(func(tx *bbolt.Tx) error {
+	err := s.view(func(tx *bbolt.Tx) error {
 		c := tx.Bucket(bucketDue).Cursor()
 		for k, v := c.Seek(prefix); k != nil && bytes.HasPrefix(k, prefix); k, v = c.Next() {
 			if len(k) != ledgerLen+keyLen || len(v) != dueLen && len(v) != dueLen+1 {
@@ -105,7 +105,7 @@ func (s *Store) due(prefix []byte, fn func(Due)) error {
 // To seal once more changes nothing.
 func (s *Store) Seal(host mesh.Address, epoch mesh.Epoch, keep func(escrow mesh.Hash) bool, trust map[mesh.Hash]int64) error {
 	prefix := ledgerKey(host, epoch)
-	err := s.db.Update(func(tx *bbolt.Tx) error {
+	err := s.update(func(tx *bbolt.Tx) error {
 		sealed, due := tx.Bucket(bucketSealed), tx.Bucket(bucketDue)
 		if sealed.Get(prefix) != nil {
 			return nil
@@ -138,7 +138,7 @@ func (s *Store) Seal(host mesh.Address, epoch mesh.Epoch, keep func(escrow mesh.
 // Sealed returns the epochs of a host that are sealed, of those that are kept.
 func (s *Store) Sealed(host mesh.Address) (map[mesh.Epoch]bool, error) {
 	out := make(map[mesh.Epoch]bool)
-	err := s.db.View(func(tx *bbolt.Tx) error {
+	err := s.view(func(tx *bbolt.Tx) error {
 		c := tx.Bucket(bucketSealed).Cursor()
 		for k, _ := c.Seek(host[:]); len(k) == ledgerLen && bytes.HasPrefix(k, host[:]); k, _ = c.Next() {
 			out[mesh.Epoch(number(k[32:]))] = true
@@ -153,7 +153,7 @@ func (s *Store) Sealed(host mesh.Address) (map[mesh.Epoch]bool, error) {
 
 // Trust calls fn with what Seal noted last of each escrow.
 func (s *Store) Trust(fn func(escrow mesh.Hash, trust int64)) error {
-	err := s.db.View(func(tx *bbolt.Tx) error {
+	err := s.view(func(tx *bbolt.Tx) error {
 		return tx.Bucket(bucketTrust).ForEach(func(k, v []byte) error {
 			if len(k) == 32 && len(v) == 16 {
 				fn(mesh.Hash(k), int64(number(v[8:])))
@@ -237,7 +237,7 @@ func (p *voucherPut) insert(tx *bbolt.Tx) error {
 
 // PutTaken notes vouchers that their hosts took.
 func (s *Store) PutTaken(all []inference.Voucher) error {
-	err := s.db.Update(func(tx *bbolt.Tx) error {
+	err := s.update(func(tx *bbolt.Tx) error {
 		for _, v := range all {
 			if err := tx.Bucket(bucketTaken).Put(accountKey(&v), be64(uint64(v.Amount))); err != nil {
 				return err
@@ -253,7 +253,7 @@ func (s *Store) PutTaken(all []inference.Voucher) error {
 
 // Taken calls fn with the accounts of which hosts took vouchers, up to these amounts.
 func (s *Store) Taken(fn func(v inference.Voucher)) error {
-	err := s.db.View(func(tx *bbolt.Tx) error {
+	err := s.view(func(tx *bbolt.Tx) error {
 		return tx.Bucket(bucketTaken).ForEach(func(k, v []byte) error {
 			if len(k) == accountLen && len(v) == 8 {
 				fn(inference.Voucher{Host: mesh.AddressOf(k[:32]), Epoch: mesh.Epoch(number(k[32:40])), Escrow: mesh.Hash(k[40:]),
@@ -278,7 +278,7 @@ func (s *Store) VouchersFor(host mesh.Address, epoch mesh.Epoch, fn func(v infer
 }
 
 func (s *Store) vouchers(prefix []byte, fn func(v inference.SignedVoucher)) error {
-	err := s.db.View(func(tx *bbolt.Tx) error {
+	err := s.view(func(tx *bbolt.Tx) error {
 		c := tx.Bucket(bucketVouchers).Cursor()
 		for k, value := c.Seek(prefix); k != nil && bytes.HasPrefix(k, prefix); k, value = c.Next() {
 			v := inference.SignedVoucher{Signed: new(inferencepb.Signed)}
@@ -302,7 +302,7 @@ const trustKept = 100
 
 // Forget drops vouchers and what was due of epochs before this one; the receipts stay.
 func (s *Store) Forget(before mesh.Epoch) error {
-	err := s.db.Update(func(tx *bbolt.Tx) error {
+	err := s.update(func(tx *bbolt.Tx) error {
 		for _, name := range [][]byte{bucketDue, bucketVouchers, bucketTaken, bucketSealed, bucketTrust} {
 			b := tx.Bucket(name)
 			var old [][]byte

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -45,6 +46,8 @@ type Store struct {
 	once  sync.Once
 	ended chan struct{} // closed when the writer has ended
 	lost  error         // what the writer could not write at its end; read after ended
+
+	broken atomic.Pointer[error] // by which damage a transaction that writes has ended
 }
 
 // put is a receipt or a voucher on its way to the disk.
@@ -86,6 +89,8 @@ var errClosed = errors.New("the store of receipts is closed")
 // ErrHeld is a put that the disk did not take: it waits in memory.
 var ErrHeld = errors.New("it waits in memory until it can be done")
 
+const lockWait = 5 * time.Second
+
 // Open opens or makes a store.
 func Open(cfg Config) (*Store, error) {
 	if cfg.MaxCount <= 0 {
@@ -94,14 +99,9 @@ func Open(cfg Config) (*Store, error) {
 	if cfg.MaxBytes <= 0 {
 		cfg.MaxBytes = 128 << 20
 	}
-	db, err := bbolt.Open(cfg.Path, 0o600, &bbolt.Options{Timeout: 5 * time.Second, FreelistType: bbolt.FreelistMapType})
-	if err != nil {
-		return nil, fmt.Errorf("open receipts %s: %w", cfg.Path, err)
-	}
-	s := &Store{cfg: cfg, db: db, puts: make(chan *put), stop: make(chan struct{}), ended: make(chan struct{})}
-	if err := db.Update(s.prepare); err != nil {
-		db.Close()
-		return nil, fmt.Errorf("open receipts %s: %w", cfg.Path, err)
+	s := &Store{cfg: cfg, puts: make(chan *put), stop: make(chan struct{}), ended: make(chan struct{})}
+	if err := s.openFile(); err != nil {
+		return nil, fmt.Errorf("open %w", err)
 	}
 	go s.write()
 	return s, nil
@@ -130,7 +130,7 @@ func (s *Store) prepare(tx *bbolt.Tx) error {
 func (s *Store) Close() error {
 	s.once.Do(func() { close(s.stop) })
 	<-s.ended
-	return errors.Join(s.lost, s.db.Close())
+	return errors.Join(s.lost, s.closeFile())
 }
 
 // Put keeps a receipt. Of two for the same segment the longer one stays, and of two
@@ -219,7 +219,7 @@ func (s *Store) commit(all []*put) error {
 	if len(all) == 0 {
 		return nil
 	}
-	return s.db.Update(func(tx *bbolt.Tx) error {
+	return s.update(func(tx *bbolt.Tx) error {
 		for _, p := range all {
 			var err error
 			if p.voucher != nil {
@@ -330,7 +330,7 @@ func (s *Store) parse(v []byte) (*inference.Receipt, error) {
 // no error.
 func (s *Store) Get(request mesh.Hash) ([]*inference.Receipt, error) {
 	var out []*inference.Receipt
-	err := s.db.View(func(tx *bbolt.Tx) error {
+	err := s.view(func(tx *bbolt.Tx) error {
 		var err error
 		out, err = s.of(tx, request)
 		return err
@@ -361,7 +361,7 @@ func (s *Store) Find(prefix string, n int) ([]mesh.Hash, error) {
 		return nil, fmt.Errorf("find receipts %.70q: %w", prefix, err)
 	}
 	var out []mesh.Hash
-	err = s.db.View(func(tx *bbolt.Tx) error {
+	err = s.view(func(tx *bbolt.Tx) error {
 		c := tx.Bucket(bucketReceipts).Cursor()
 		for k, _ := c.Seek(from); len(k) == keyLen && len(out) < n; k, _ = c.Next() {
 			request := mesh.Hash(k[:len(mesh.Hash{})])
@@ -390,7 +390,7 @@ type Entry struct {
 // List returns up to n requests, those with the newest receipts first.
 func (s *Store) List(n int) ([]Entry, error) {
 	var out []Entry
-	err := s.db.View(func(tx *bbolt.Tx) error {
+	err := s.view(func(tx *bbolt.Tx) error {
 		seen := make(map[mesh.Hash]bool)
 		c := tx.Bucket(bucketOrder).Cursor()
 		for k, v := c.Last(); k != nil && len(out) < n; k, v = c.Prev() {

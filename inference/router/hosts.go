@@ -41,6 +41,7 @@ type record struct {
 	askedFor funds                   // and for which funds
 	asking   chan struct{}           // closed when it has answered that; nil: it has
 	since    int                     // calls started since the offer
+	called   time.Time               // when it was last sent a call or measured, or got to be known
 	ttft     inference.Average       // seconds to the first token of an answer, queue included
 	token    inference.Average       // seconds between tokens
 	failures int                     // in a row
@@ -63,7 +64,7 @@ func (h *hosts) at(k hostKey) *record {
 		if len(h.book) >= maxRecords {
 			h.evict()
 		}
-		r = new(record)
+		r = &record{called: time.Now()}
 		h.book[k] = r
 	}
 	r.used = time.Now()
@@ -195,11 +196,14 @@ func (h *hosts) unpaid(k hostKey) {
 }
 
 // started notes that a call was sent.
-func (h *hosts) started(k hostKey) { h.update(k, func(r *record) { r.since++ }) }
+func (h *hosts) started(k hostKey) {
+	h.update(k, func(r *record) { r.since, r.called = r.since+1, time.Now() })
+}
 
 // spoke notes the time to the first token of a call, and that the host is well.
 func (h *hosts) spoke(k hostKey, ttft time.Duration) {
 	h.update(k, func(r *record) {
+		r.called = time.Now()
 		r.ttft.Add(ttft.Seconds())
 		if r.liar && time.Now().Before(r.until) {
 			return
@@ -212,7 +216,7 @@ func (h *hosts) spoke(k hostKey, ttft time.Duration) {
 func (h *hosts) paced(k hostKey, perToken time.Duration) {
 	h.update(k, func(r *record) {
 		r.token.Add(perToken.Seconds())
-		r.warmed = time.Now()
+		r.warmed, r.called = time.Now(), time.Now()
 	})
 }
 
@@ -256,6 +260,7 @@ type ranked struct {
 	capability *inferencepb.Capability
 	offered    bool // its price is from an offer, not from an advert
 	cost       float64
+	called     time.Time // last
 }
 
 // nearBest is by how much a host may cost more than the best and still be drawn.
@@ -278,4 +283,36 @@ func rank(list []ranked) {
 	best := list[i]
 	copy(list[1:i+1], list[:i])
 	list[0] = best
+}
+
+// Of againEvery choices one looks at who was not called for againAfter. A host may have been
+// busy with the last call for a while: by then what it measured itself is old for it, too.
+const (
+	againEvery = 20
+	againAfter = 3 * inference.MeasureOld / 2
+)
+
+// again brings now and then to the front whom this router has not called for longest. Who
+// was slow once, or says so himself, is otherwise never called, and so never measured, again.
+// One who is dear stays where he is: no call makes him cheaper.
+func again(list []ranked, now time.Time) {
+	if len(list) == 0 || rand.IntN(againEvery) > 0 {
+		return
+	}
+	least := float64(list[0].price())
+	for _, k := range list {
+		least = min(least, float64(k.price()))
+	}
+	oldest := 0
+	for i, k := range list {
+		if float64(k.price()) <= nearBest*least && k.called.Before(list[oldest].called) {
+			oldest = i
+		}
+	}
+	if now.Sub(list[oldest].called) <= againAfter {
+		return
+	}
+	k := list[oldest]
+	copy(list[1:oldest+1], list[:oldest])
+	list[0] = k
 }

@@ -77,6 +77,7 @@ func (q *question) pickOf(ctx context.Context, tried map[mesh.Address]bool, need
 		return nil, q.noOffer(list)
 	}
 	rank(out)
+	again(out, time.Now())
 	for _, runner := range out[1:min(len(out), 1+warmRunnersUp)] {
 		r.warm(hostKey{runner.peer, q.model})
 	}
@@ -237,7 +238,7 @@ func (q *question) acceptable(list []Candidate, offers bool, need int) []ranked 
 		if has && !rec.offer.GetAccept() || offers && !has || rec.cannotPay(from, now) {
 			continue
 		}
-		k := ranked{peer: c.Peer, capability: c.Capability, cost: rec.finish(max(1, int(q.ask.GetMaxTokens())), fastest)}
+		k := ranked{peer: c.Peer, capability: c.Capability, cost: rec.finish(max(1, int(q.ask.GetMaxTokens())), fastest), called: rec.called}
 		if has {
 			k.capability, k.offered = rec.offer.GetCapability(), true
 		}

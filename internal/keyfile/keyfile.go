@@ -135,7 +135,7 @@ func decode(raw []byte, passphrase string) (ed25519.PrivateKey, error) {
 	}
 	block, rest := pem.Decode(raw)
 	if block == nil || block.Type != pemType || len(rest) != 0 {
-		return nil, fmt.Errorf("it is damaged: want one PEM block %q; restore it from a backup, or move it away to start with a new identity", pemType)
+		return nil, fmt.Errorf("it is damaged: want one PEM block %q; restore it from a backup; without one, begin in another home", pemType)
 	}
 	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
 	if err != nil {

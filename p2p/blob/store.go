@@ -176,8 +176,12 @@ func checkVersion(path string) error {
 	if err != nil {
 		return err
 	}
-	if v, err := strconv.Atoi(strings.TrimSpace(string(b))); err != nil || v < 1 || v > storeVersion {
-		return fmt.Errorf("its version is %.20q, this program reads up to %d", b, storeVersion)
+	v, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil || v < 1 {
+		return fmt.Errorf("%s is damaged, it has %.20q: delete it, it is made anew", path, b)
+	}
+	if v > storeVersion {
+		return fmt.Errorf("its version is %d, this program reads up to %d: use the program that made it, or another home", v, storeVersion)
 	}
 	return nil
 }

@@ -281,9 +281,19 @@ func TestStoreVersion(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(s.dir, versionFile), []byte(version), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := Open(s.dir, nil); err == nil {
-			t.Errorf("version %q was opened", version)
+		_, err := Open(s.dir, nil)
+		if err == nil {
+			t.Fatalf("version %q was opened", version)
 		}
+		if damaged := strings.Contains(err.Error(), "delete it"); damaged != (version != "2\n") {
+			t.Errorf("version %q: %v", version, err)
+		}
+	}
+	if err := os.Remove(filepath.Join(s.dir, versionFile)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(s.dir, nil); err != nil {
+		t.Errorf("it was deleted, as told: %v", err)
 	}
 }
 
