@@ -220,7 +220,9 @@ func (c *choice) giveUp(host ranked, l *lost) {
 	if l.refusal == nil || l.refusal.Code != inference.CodeBusy {
 		delete(c.full, peer)
 	} else if c.noRoom(host, l.refusal) {
-		r.hosts.busy(k, time.Until(c.full[peer].at))
+		if l.why != whyCrowded {
+			r.hosts.busy(k, time.Until(c.full[peer].at))
+		}
 		return
 	}
 	c.hosts++
@@ -234,6 +236,8 @@ func (c *choice) giveUp(host ranked, l *lost) {
 		again = 0
 		c.read() // it may have taken in tokens of the lie
 		r.caught(k, l.err)
+	case l.why == whyCrowded:
+		again = crowdedWait // it was not asked
 	case l.refusal == nil:
 		r.hosts.failed(k, false)
 	case l.refusal.Code == inference.CodeBusy || l.refusal.Code == inference.CodeReplay:

@@ -160,6 +160,31 @@ func TestNoTaskWhereBusy(t *testing.T) {
 	})
 }
 
+// TestCrowd: of one host there are no more streams than it takes of one peer, and a burst
+// of more answers is answered all the same.
+func TestCrowd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 1, func(int) *engine { return &engine{pace: 10 * time.Millisecond, slots: 1024} })
+		defer w.close()
+		w.delay = 20 * time.Millisecond
+		var wg sync.WaitGroup
+		for range 400 {
+			wg.Go(func() {
+				if _, err := w.collect(t.Context(), ask(20), nil); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		p := w.order[0]
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.dialled > 256 {
+			t.Errorf("%d streams were opened", p.dialled)
+		}
+	})
+}
+
 // TestQueuesFull: a host that says with its offer that its queue is full is waited for, too.
 func TestQueuesFull(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
