@@ -165,11 +165,11 @@ func ClassOf(f *inferencepb.Fingerprint) Class {
 // Errors that callers branch on. Wrapped ones carry what was asked.
 var (
 	ErrUnknownModel = errors.New("unknown model")          // nobody reachable has it
-	ErrNoHost       = errors.New("no host can answer now") // all busy or gone
+	ErrNoHost       = errors.New("no host can answer now") // all gone
 	ErrUnpaid       = errors.New("no escrow pays for it")  // and hosts want money
 	ErrTooDear      = errors.New("no host at or below the price cap")
 	ErrInvalid      = errors.New("invalid request")      // the caller's fault
-	ErrBusy         = errors.New("busy")                 // this host's queue is full
+	ErrBusy         = errors.New("busy")                 // the queue is full, of this host or of all
 	ErrNumeric      = errors.New("outside the contract") // a value left the numeric contract
 )
 

@@ -689,7 +689,7 @@ func (q *squad) slowBlob() {
 	f.dismiss()
 }
 
-// gossip publishes on a topic as fast as it can.
+// gossip publishes on a topic as fast as it can, without the bound of an honest author.
 func (q *squad) gossip(topic string, message func(f *foe) []byte) {
 	topics := make(map[*foe]*p2p.Topic)
 	var mu sync.Mutex
@@ -698,7 +698,7 @@ func (q *squad) gossip(topic string, message func(f *foe) []byte) {
 		t := topics[f]
 		if t == nil {
 			var err error
-			if t, err = f.Join(topic, func(mesh.Address, []byte) p2p.Verdict { return p2p.Ignore }, p2p.TopicOptions{PublishOnly: true}); err != nil {
+			if t, err = f.Join(topic, func(mesh.Address, []byte) p2p.Verdict { return p2p.Ignore }, p2p.TopicOptions{PublishOnly: true, Rate: 1e6, Burst: 1e9}); err != nil {
 				q.wrong("%v", err)
 			}
 			for begin := time.Now(); t.Peers() == 0 && time.Since(begin) < 5*time.Second; {

@@ -2,6 +2,7 @@ package p2p
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -15,6 +16,10 @@ import (
 
 // MaxGossip is the largest message on a topic, in bytes.
 const MaxGossip = 64 << 10
+
+// ErrRate says that a message was not published, as it is one more than other members
+// of the topic take from this node.
+var ErrRate = errors.New("more messages than the topic allows of one author")
 
 // Verdict is what a validator says about a message.
 type Verdict int
@@ -191,10 +196,14 @@ func (t *Topic) validate(_ context.Context, via peer.ID, m *pubsub.Message) pubs
 	}
 }
 
-// Publish signs a message and sends it to the topic.
+// Publish signs a message and sends it to the topic. Beyond the rate of one author it
+// fails with ErrRate, and nothing is sent: the others would count it against this node.
 func (t *Topic) Publish(ctx context.Context, data []byte) error {
 	if len(data) > t.options.MaxSize {
 		return fmt.Errorf("publish on %s: %d bytes, limit %d", t.name, len(data), t.options.MaxSize)
+	}
+	if !t.rates.spend(t.gossip.host.ID(), time.Now()) {
+		return fmt.Errorf("publish on %s: %w: %d at once, and %g a second", t.name, ErrRate, t.options.Burst, t.options.Rate)
 	}
 	if err := t.topic.Publish(ctx, data); err != nil {
 		return fmt.Errorf("publish on %s: %w", t.name, err)

@@ -47,6 +47,23 @@ func (r *peerRates) take(id peer.ID, n float64, now time.Time) (ok, flood bool) 
 	return ok, flood
 }
 
+// spend takes a token of a peer where there is one, and nothing otherwise.
+func (r *peerRates) spend(id peer.ID, now time.Time) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	b, known := r.buckets[id]
+	if !known {
+		r.makeRoom(now)
+		b = bucket{tokens: r.burst, at: now}
+	}
+	tokens := r.filled(b, now) - 1
+	if tokens < 0 {
+		return false
+	}
+	r.buckets[id] = bucket{tokens, now}
+	return true
+}
+
 func (r *peerRates) filled(b bucket, now time.Time) float64 {
 	return min(r.burst, b.tokens+now.Sub(b.at).Seconds()*r.rate)
 }

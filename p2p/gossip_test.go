@@ -1,6 +1,7 @@
 package p2p
 
 import (
+	"errors"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -150,6 +151,56 @@ func TestTopicOptions(t *testing.T) {
 	if err := tb.Close(); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// TestPublishRate holds that a node cannot publish so much that others count it against
+// the node: what is beyond the rate fails and is not sent.
+func TestPublishRate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sim := p2psim.New(p2psim.Config{})
+		hosts := village(t, sim, 2, nil)
+		defer func() { settle(sim, hosts...) }()
+		author, other := hosts[0], hosts[1]
+		o := TopicOptions{Rate: 2, Burst: 10}
+		var heard atomic.Int64
+		if _, err := other.Join("task", func(mesh.Address, []byte) Verdict { heard.Add(1); return Accept }, o); err != nil {
+			t.Fatal(err)
+		}
+		topic, err := author.Join("task", accept, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(3 * time.Second)
+		publish := func(n int) (sent int) {
+			for i := range n {
+				switch err := topic.Publish(t.Context(), []byte{byte(i), byte(i >> 8), byte(heard.Load())}); {
+				case err == nil:
+					sent++
+				case !errors.Is(err, ErrRate):
+					t.Error(err)
+				}
+			}
+			return sent
+		}
+		if n := publish(200); n != 10 {
+			t.Errorf("%d were published at once, want 10", n)
+		}
+		time.Sleep(2 * scorePeriod) // what was refused costs nothing later
+		if n := publish(200); n != 8 {
+			t.Errorf("%d were published 4 s later, want 8", n)
+		}
+		time.Sleep(2 * scorePeriod)
+		if heard.Load() != 18 {
+			t.Errorf("%d were heard, want 18", heard.Load())
+		}
+		id, err := peerID(author.Address())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s := other.disc.gossip.score(id); s < 0 || !other.Connected(author.Address()) {
+			t.Errorf("the author's score is %v", s)
+		}
+	})
 }
 
 func TestTopicFilter(t *testing.T) {

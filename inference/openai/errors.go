@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strconv"
 
 	"github.com/gonka-mesh/mesh/inference"
 )
@@ -103,7 +104,7 @@ func errorOf(err error, model, prompt string) *apiError {
 	case errors.Is(err, inference.ErrInvalid):
 		return invalid("", "invalid_request", "%v", err)
 	case errors.Is(err, inference.ErrBusy):
-		return &apiError{status: http.StatusTooManyRequests, retry: "1", Type: typeRate, Code: "busy", Message: err.Error()}
+		return &apiError{status: http.StatusTooManyRequests, retry: retryAfter(err), Type: typeRate, Code: "busy", Message: err.Error()}
 	case errors.Is(err, inference.ErrUnpaid): // no 429, which clients send again by themselves
 		return &apiError{status: http.StatusPaymentRequired, Type: typeQuota, Code: "unpaid", Message: err.Error()}
 	case errors.Is(err, inference.ErrTooDear):
@@ -117,6 +118,15 @@ func errorOf(err error, model, prompt string) *apiError {
 		return &apiError{status: http.StatusServiceUnavailable, retry: "1", Type: typeServer, Code: "cancelled", Message: "the request was cancelled"}
 	}
 	return &apiError{status: http.StatusInternalServerError, Type: typeServer, Code: "internal", Message: err.Error()}
+}
+
+// retryAfter returns in how many seconds a host that is busy may have room.
+func retryAfter(err error) string {
+	var refusal *inference.Refusal
+	if !errors.As(err, &refusal) {
+		return "1"
+	}
+	return strconv.FormatInt(max(1, (refusal.WaitMs+999)/1000), 10)
 }
 
 // fail answers with an error and logs those that are the node's own fault.

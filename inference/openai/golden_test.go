@@ -85,6 +85,8 @@ func TestGolden(t *testing.T) {
 		{"chat-unpaid", chat, `{"model":"tiny",` + user + `}`, &fakeBackend{err: fmt.Errorf("%w: the host wants 2 GNK", inference.ErrUnpaid)}},
 		{"chat-too-dear", chat, `{"model":"tiny","mesh_price_cap":2,` + user + `}`, &fakeBackend{err: fmt.Errorf("%w: hosts ask 3 ngonka", inference.ErrTooDear)}},
 		{"chat-busy", chat, `{"model":"tiny",` + user + `}`, &fakeBackend{err: inference.ErrBusy}},
+		{"chat-busy-wait", chat, `{"model":"tiny",` + user + `}`,
+			&fakeBackend{err: fmt.Errorf("ask: %w", &inference.Refusal{Code: inference.CodeBusy, WaitMs: 2300, Message: "4 of the hosts are busy"})}},
 		{"chat-too-long", chat, `{"model":"tiny",` + user + `}`, &fakeBackend{err: fmt.Errorf("ask: %w", &inference.TooLongError{Prompt: 505, MaxTokens: 10, Context: 512})}},
 		{"chat-refused", chat, `{"model":"tiny",` + user + `}`, &fakeBackend{err: fmt.Errorf("%w: token 9 is not in the vocabulary", inference.ErrInvalid)}},
 		{"chat-internal", chat, `{"model":"tiny",` + user + `}`, &fakeBackend{err: errors.New("disk on fire")}},

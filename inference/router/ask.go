@@ -17,6 +17,7 @@ import (
 	"github.com/gonka-mesh/mesh"
 	"github.com/gonka-mesh/mesh/inference"
 	"github.com/gonka-mesh/mesh/inference/inferencepb"
+	"github.com/gonka-mesh/mesh/p2p"
 )
 
 // question is an Ask that is bound to model, seed and payer.
@@ -121,6 +122,8 @@ func ending(err error) string {
 		return "unpaid"
 	case errors.Is(err, inference.ErrTooDear):
 		return "too_dear"
+	case errors.Is(err, inference.ErrBusy):
+		return "busy"
 	case errors.Is(err, inference.ErrNoHost):
 		return "no_host"
 	}
@@ -224,6 +227,9 @@ func (q *question) search(ctx context.Context, wait time.Duration) (bool, error)
 		MaxTokens: pb.GetMaxTokens(), Choices: pb.GetChoices(), PriceCap: pb.GetPriceCap(),
 		Escrow: pb.GetEscrow(), Epoch: pb.GetEpoch(),
 	}, wait)
+	if errors.Is(err, p2p.ErrRate) {
+		return false, nil
+	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for _, o := range offers {

@@ -27,11 +27,13 @@ const (
 	whyFull    = "full"     // its memory holds no more of the answer
 	whyDear    = "dear"     // it charges more than its advert says
 	whyCap     = "cap"      // what is left of the request's price cap does not pay for the rest there
+	whyCrowded = "crowded"  // this node has as many answers there as it may
 	whyDiffers = "disagree" // it counts the prompt otherwise than another host
 )
 
 const (
 	cancelWait   = time.Second // for the final receipt of a cancelled answer
+	crowdedWait  = 500 * time.Millisecond
 	drainWait    = time.Second // for the end of a complete answer's stream
 	uploadSpeed  = 256 << 10   // bytes per second that a call may take to be sent
 	maxPaceTimes = 4           // of a stream's own pace, before a token is late
@@ -78,13 +80,23 @@ func (c *choice) call(ctx context.Context, host ranked) error {
 	if err != nil {
 		return err
 	}
+	if !r.enter(host.peer) {
+		busy := &inference.Refusal{Code: inference.CodeBusy, WaitMs: crowdedWait.Milliseconds(), Message: fmt.Sprintf(
+			"%d answers for this node run there, as many as may at a time", maxCalls)}
+		return &lost{why: whyCrowded, err: busy, refusal: busy}
+	}
 	streamCtx, cancel := context.WithCancel(r.ctx)
 	k := &call{
 		c: c, host: host, cancel: cancel, arrivals: make(chan arrival), sent: make(chan struct{}),
 		first: c.chain, size: len(body), started: time.Now(),
 	}
 	r.hosts.started(k.key())
-	r.background(func() { k.read(streamCtx, body) })
+	if !r.background(func() {
+		defer r.leave(host.peer)
+		k.read(streamCtx, body)
+	}) {
+		r.leave(host.peer)
+	}
 	err = k.watch(ctx)
 	var l *lost
 	switch {

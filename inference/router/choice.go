@@ -100,13 +100,19 @@ func (c *choice) poor() bool {
 	return len(c.q.req.Pb.GetEscrow()) == 0 && c.unpaid == c.hosts && c.unpaid >= maxUnpaid
 }
 
-// next returns the host to try. When nobody known takes the question it is announced
-// as a task, once; after that, hosts that were busy or out of reach are tried again,
+// next returns the host to try. When nobody known takes the question it is announced as a
+// task, once, unless some are only busy: a burst would be as many tasks, and they come to
+// hosts that are busy, too. After that, hosts that were busy or out of reach are tried again,
 // once, and then those that were busy and nothing else, as long as they may be waited for.
 func (c *choice) next(ctx context.Context) (ranked, error) {
 	start, cfg := time.Now(), &c.q.r.cfg
 	for c.hosts < cfg.MaxHosts {
 		list, err := c.q.pick(ctx, c.tried, c.need(), start.Add(cfg.Connect))
+		var queues *queuesFull
+		if errors.As(err, &queues) && c.queued(queues) {
+			continue
+		}
+		busy := c.busy() != nil
 		switch {
 		case err == nil:
 			return list[0], nil
@@ -116,7 +122,7 @@ func (c *choice) next(ctx context.Context) (ranked, error) {
 			return ranked{}, c.invalid
 		case c.unpaid > 0 && c.unpaid == c.hosts && len(c.q.req.Pb.GetEscrow()) == 0:
 			return ranked{}, c.exhausted() // nobody is called to work for nothing
-		case !c.searched:
+		case !c.searched && !busy:
 			c.searched = true
 			found, serr := c.q.search(ctx, max(cfg.TaskWait-time.Since(start), cfg.TaskWait/3))
 			switch {
@@ -140,6 +146,8 @@ func (c *choice) next(ctx context.Context) (ranked, error) {
 			}
 			var over *passedOver
 			switch {
+			case busy:
+				return ranked{}, c.exhausted()
 			case c.last == nil && errors.Is(err, errSmall):
 				return ranked{}, fmt.Errorf("%w: %w", inference.ErrNoHost, err)
 			case errors.As(err, &over) && c.last == nil:
@@ -188,13 +196,18 @@ func (c *choice) within(host ranked) error {
 }
 
 func (c *choice) exhausted() error {
+	if c.unpaid == 0 || c.unpaid < c.hosts {
+		if err := c.busy(); err != nil {
+			return err
+		}
+	}
 	if c.last == nil {
 		return fmt.Errorf("%w: nobody who serves %s is reachable; see `mesh peer ls` and `mesh doctor`", inference.ErrNoHost, c.q.model.Short())
 	}
 	if c.unpaid == c.hosts {
 		return fmt.Errorf("%w: of the hosts of %s %d were asked; the last: %s", inference.ErrUnpaid, c.q.model.Short(), c.hosts, c.last.Error())
 	}
-	// Only as text: that the last host was busy does not make the whole answer busy.
+	// Only as text: what the last host said does not hold for all.
 	return fmt.Errorf("%w: of the hosts of %s %d were tried; the last: %s", inference.ErrNoHost, c.q.model.Short(), c.hosts, c.last.Error())
 }
 
@@ -207,7 +220,9 @@ func (c *choice) giveUp(host ranked, l *lost) {
 	if l.refusal == nil || l.refusal.Code != inference.CodeBusy {
 		delete(c.full, peer)
 	} else if c.noRoom(host, l.refusal) {
-		r.hosts.busy(k, time.Until(c.full[peer].at))
+		if l.why != whyCrowded {
+			r.hosts.busy(k, time.Until(c.full[peer].at))
+		}
 		return
 	}
 	c.hosts++
@@ -221,6 +236,8 @@ func (c *choice) giveUp(host ranked, l *lost) {
 		again = 0
 		c.read() // it may have taken in tokens of the lie
 		r.caught(k, l.err)
+	case l.why == whyCrowded:
+		again = crowdedWait // it was not asked
 	case l.refusal == nil:
 		r.hosts.failed(k, false)
 	case l.refusal.Code == inference.CodeBusy || l.refusal.Code == inference.CodeReplay:

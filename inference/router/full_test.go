@@ -1,8 +1,11 @@
 package router
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -11,6 +14,7 @@ import (
 	"github.com/gonka-mesh/mesh"
 	"github.com/gonka-mesh/mesh/inference"
 	"github.com/gonka-mesh/mesh/inference/inferencepb"
+	"github.com/gonka-mesh/mesh/p2p"
 )
 
 // fullTill takes so many answers at a time, as a host does of a payer who is new to it.
@@ -84,20 +88,25 @@ func TestAlwaysFull(t *testing.T) {
 	for _, tt := range []struct {
 		name        string
 		waitMs      int64
-		gone        bool
+		gone, late  bool
 		least, most time.Duration
 		calls       int // at most
+		want        error
 	}{
-		{"half a second", 500, false, 25 * time.Second, 30 * time.Second, 40},
-		{"it does not say", 0, false, 25 * time.Second, 30 * time.Second, 40},
-		{"ten minutes", 600_000, false, 0, 10 * time.Second, 2},
-		{"it is gone", 2000, true, 0, 10 * time.Second, 1},
+		{"half a second", 500, false, false, 25 * time.Second, 30 * time.Second, 40, inference.ErrBusy},
+		{"it was late once before", 500, false, true, 25 * time.Second, 30 * time.Second, 40, inference.ErrBusy},
+		{"it does not say", 0, false, false, 25 * time.Second, 30 * time.Second, 40, inference.ErrBusy},
+		{"ten minutes", 600_000, false, false, 0, 10 * time.Second, 2, inference.ErrBusy},
+		{"it is gone", 2000, true, false, 0, 10 * time.Second, 1, inference.ErrNoHost},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				till := &fullTill{waitMs: tt.waitMs}
 				w := fullWorld(t, till)
 				defer w.close()
+				if tt.late {
+					w.router.hosts.failed(hostKey{w.order[0].addr, modelID}, false)
+				}
 				if tt.gone {
 					go func() {
 						time.Sleep(time.Second)
@@ -106,8 +115,14 @@ func TestAlwaysFull(t *testing.T) {
 				}
 				start := time.Now()
 				_, err := w.collect(t.Context(), ask(20), nil)
-				if took := time.Since(start); !errors.Is(err, inference.ErrNoHost) || took < tt.least || took > tt.most {
+				if took := time.Since(start); !errors.Is(err, tt.want) || took < tt.least || took > tt.most {
 					t.Errorf("%v after %s", err, took)
+				}
+				var refusal *inference.Refusal
+				if busy := tt.want == inference.ErrBusy; errors.As(err, &refusal) != busy {
+					t.Errorf("error %v", err)
+				} else if busy && (!strings.Contains(err.Error(), "too many are not acknowledged") || tt.waitMs > 60_000 && refusal.WaitMs < tt.waitMs/2) {
+					t.Errorf("%v, wait %d", err, refusal.WaitMs)
 				}
 				if n := till.refused(); n < 1 || n > tt.calls {
 					t.Errorf("%d calls", n)
@@ -115,4 +130,112 @@ func TestAlwaysFull(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestNoTaskWhereBusy: hosts that are known and only busy are waited for. A burst of
+// questions to them announces nothing, and nobody is told that there is no host.
+func TestNoTaskWhereBusy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 4, func(int) *engine { return new(engine) }, func(h *hostConfig, c *Config) {
+			if h != nil {
+				h.Till = &fullTill{waitMs: 500}
+			} else {
+				c.FirstToken = 6 * time.Second
+			}
+		})
+		defer w.close()
+		w.router.cfg.Publish = w.gossip
+		var wg sync.WaitGroup
+		for range 200 {
+			wg.Go(func() {
+				if _, err := w.collect(t.Context(), ask(10), nil); !errors.Is(err, inference.ErrBusy) {
+					t.Errorf("error %v", err)
+				}
+			})
+		}
+		wg.Wait()
+		if w.announced > 0 {
+			t.Errorf("%d tasks were announced", w.announced)
+		}
+	})
+}
+
+// TestCrowd: of one host there are no more streams than it takes of one peer, and a burst
+// of more answers is answered all the same.
+func TestCrowd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 1, func(int) *engine { return &engine{pace: 10 * time.Millisecond, slots: 1024} })
+		defer w.close()
+		w.delay = 20 * time.Millisecond
+		var wg sync.WaitGroup
+		for range 400 {
+			wg.Go(func() {
+				if _, err := w.collect(t.Context(), ask(20), nil); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		p := w.order[0]
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.dialled > 256 {
+			t.Errorf("%d streams were opened", p.dialled)
+		}
+	})
+}
+
+// TestQueuesFull: a host that says with its offer that its queue is full is waited for, too.
+func TestQueuesFull(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 2, func(int) *engine { return &engine{pace: 100 * time.Millisecond, slots: 1} }, func(h *hostConfig, _ *Config) {
+			if h != nil {
+				h.Queue = 1
+			}
+		})
+		defer w.close()
+		w.router.cfg.Publish = w.gossip
+		var wg sync.WaitGroup
+		for range 4 {
+			wg.Go(func() {
+				if _, err := w.collect(t.Context(), ask(100), nil); err != nil { // ten seconds
+					t.Error(err)
+				}
+			})
+			time.Sleep(2 * offerFresh)
+		}
+		start := time.Now()
+		got, err := w.collect(t.Context(), ask(10), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if tokens, _ := want(t, w.order[0].engine, ask(10), 0); !slices.Equal(got[0].tokens, tokens) {
+			t.Errorf("the answer is %v, want %v", got[0].tokens, tokens)
+		}
+		if took := time.Since(start); took < time.Second {
+			t.Errorf("it took %s, and the queues were full for longer", took)
+		}
+		wg.Wait()
+		if w.announced > 0 {
+			t.Errorf("%d tasks were announced", w.announced)
+		}
+	})
+}
+
+// TestTooManyTasks: what may not be announced was not found, and whether a model is known
+// to nobody is then not known.
+func TestTooManyTasks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 1, func(int) *engine { return new(engine) })
+		defer w.close()
+		w.dir.hosts = nil
+		w.router.cfg.Publish = func(context.Context, *inferencepb.Signed) error { return fmt.Errorf("publish: %w", p2p.ErrRate) }
+		if _, err := w.collect(t.Context(), ask(10), nil); !errors.Is(err, inference.ErrNoHost) {
+			t.Errorf("error %v", err)
+		}
+		w.dir.names = nil
+		if _, err := w.collect(t.Context(), ask(10), nil); !errors.Is(err, inference.ErrBusy) || errors.Is(err, inference.ErrUnknownModel) {
+			t.Errorf("error %v", err)
+		}
+	})
 }

@@ -314,19 +314,19 @@ func TestRefusals(t *testing.T) {
 		refusals []*inference.Refusal
 		honest   bool // an honest host is there too
 		want     error
-	}{
+	}{ // those who refuse do so once, as they make no offers
 		{"one invalid, one honest", []*inference.Refusal{{Code: inference.CodeInvalid, Message: "no"}}, true, nil},
 		{"one invalid alone", []*inference.Refusal{{Code: inference.CodeInvalid, Message: "no"}}, false, inference.ErrInvalid},
 		{"two agree", []*inference.Refusal{long, long}, false, inference.ErrInvalid},
 		{"busy, then honest", []*inference.Refusal{busy, busy, busy}, true, nil},
-		{"all busy", []*inference.Refusal{busy, busy}, false, inference.ErrNoHost},
+		{"all busy, and then gone", []*inference.Refusal{busy, busy}, false, inference.ErrNoHost},
 		{"forbidden", []*inference.Refusal{{Code: inference.CodeForbidden}}, false, inference.ErrNoHost},
 		{"unknown model", []*inference.Refusal{{Code: inference.CodeUnknownModel}}, true, nil},
 		{"internal", []*inference.Refusal{{Code: inference.CodeInternal}}, true, nil},
 		{"too dear", []*inference.Refusal{{Code: inference.CodeTooDear}}, false, inference.ErrNoHost},
 		{"unpaid, then honest", []*inference.Refusal{unpaid, unpaid}, true, nil},
 		{"all unpaid", []*inference.Refusal{unpaid, unpaid}, false, inference.ErrUnpaid},
-		{"unpaid and busy", []*inference.Refusal{unpaid, busy}, false, inference.ErrNoHost},
+		{"unpaid, and busy and then gone", []*inference.Refusal{unpaid, busy}, false, inference.ErrNoHost},
 		{"draining", []*inference.Refusal{{Code: inference.CodeDraining}}, true, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

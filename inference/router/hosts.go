@@ -169,10 +169,14 @@ func (h *hosts) failed(k hostKey, liar bool) {
 	})
 }
 
-// busy notes that a host has no room now.
+// busy notes that a host has no room now, and that it is there: it has refused a call.
 func (h *hosts) busy(k hostKey, wait time.Duration) {
 	h.update(k, func(r *record) {
 		r.offer = nil
+		if r.liar && time.Now().Before(r.until) {
+			return
+		}
+		r.failures = 0
 		r.until = time.Now().Add(min(max(wait, 100*time.Millisecond), 5*time.Second))
 	})
 }

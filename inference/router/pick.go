@@ -74,6 +74,9 @@ func (q *question) pickOf(ctx context.Context, tried map[mesh.Address]bool, need
 		if err := q.passed(list); err != nil {
 			return nil, err
 		}
+		if err := q.queues(list, need); err != nil {
+			return nil, err
+		}
 		return nil, q.noOffer(list)
 	}
 	rank(out)

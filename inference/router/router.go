@@ -167,6 +167,7 @@ type Router struct {
 	paid   chan struct{}                  // made by Close, closed when paying is 0; guarded by mu
 	tasks  sync.WaitGroup                 // entered with mu held, while not closed
 	wanted map[mesh.Hash]chan<- taskOffer // offers by task; guarded by mu
+	calls  map[mesh.Address]int           // that run, by host; guarded by mu
 }
 
 // New builds a router. It touches no network.
@@ -180,6 +181,7 @@ func New(cfg Config) (*Router, error) {
 		hosts:  newHosts(),
 		meter:  newMeter(),
 		wanted: make(map[mesh.Hash]chan<- taskOffer),
+		calls:  make(map[mesh.Address]int),
 
 		closing: make(chan struct{}),
 	}

@@ -3,11 +3,13 @@ package router
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/gonka-mesh/mesh"
 	"github.com/gonka-mesh/mesh/inference"
 	"github.com/gonka-mesh/mesh/inference/inferencepb"
+	"github.com/gonka-mesh/mesh/p2p"
 )
 
 // taskGrace is how long further offers are waited for after the first.
@@ -43,7 +45,7 @@ func (r *Router) TakeOffer(from mesh.Address, o *inferencepb.Offer) bool {
 }
 
 // announce publishes a task and returns the offers that came in time, all for the
-// model of the first.
+// model of the first. It fails with p2p.ErrRate where this node may announce no more now.
 func (r *Router) announce(ctx context.Context, t *inferencepb.Task, wait time.Duration) ([]taskOffer, error) {
 	if r.cfg.Publish == nil {
 		return nil, nil
@@ -64,7 +66,10 @@ func (r *Router) announce(ctx context.Context, t *inferencepb.Task, wait time.Du
 		delete(r.wanted, task.Hash)
 		r.mu.Unlock()
 	}()
-	if err := r.cfg.Publish(ctx, signed); err != nil {
+	if err := r.cfg.Publish(ctx, signed); errors.Is(err, p2p.ErrRate) {
+		r.cfg.Log.Debug("a task was not announced", "error", err)
+		return nil, err
+	} else if err != nil {
 		r.cfg.Log.Warn("a task was not announced", "error", err)
 		return nil, nil
 	}
@@ -117,6 +122,10 @@ func (r *Router) resolve(ctx context.Context, a *inference.Ask) (mesh.ModelID, [
 		return id, nil, err
 	}
 	offers, aerr := r.announce(ctx, t, r.cfg.TaskWait)
+	if errors.Is(aerr, p2p.ErrRate) { // so whether it is unknown to all is not known
+		return id, nil, &inference.Refusal{Code: inference.CodeBusy, WaitMs: 1000, Message: fmt.Sprintf(
+			"no host of the model %.200q is known, and this node searches for as many as it may already", a.Model)}
+	}
 	if aerr != nil {
 		return id, nil, aerr
 	}

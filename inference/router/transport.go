@@ -13,6 +13,29 @@ import (
 	"github.com/gonka-mesh/mesh"
 )
 
+// maxCalls is how many answers of one host there are at a time: hosts hold against a peer
+// what it opens beyond 256 streams, and cancels, vouchers and gossip need some, too.
+const maxCalls = 128
+
+// enter counts a call to a host, unless there are as many as may be. leave has to follow.
+func (r *Router) enter(peer mesh.Address) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.calls[peer] >= maxCalls {
+		return false
+	}
+	r.calls[peer]++
+	return true
+}
+
+func (r *Router) leave(peer mesh.Address) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.calls[peer]--; r.calls[peer] == 0 {
+		delete(r.calls, peer)
+	}
+}
+
 // newTransport returns the pool of infer streams. A peer's host name is its address
 // in hex, since names are not case-sensitive everywhere.
 func (r *Router) newTransport() *http.Transport {
@@ -29,7 +52,7 @@ func (r *Router) newTransport() *http.Transport {
 			return r.dial(ctx, mesh.Address(h), "infer")
 		},
 		DisableCompression:  true,
-		MaxIdleConnsPerHost: 64,
+		MaxIdleConnsPerHost: maxCalls, // to open new ones has a rate
 		// Less than the minute after which p2p resets a stream that nobody uses.
 		IdleConnTimeout:        45 * time.Second,
 		MaxResponseHeaderBytes: 16 << 10,
