@@ -11,10 +11,10 @@ import (
 // TestYAML: a mistake in a file is told without the types of this program.
 func TestYAML(t *testing.T) {
 	for text, want := range map[string]string{
-		"modle: x":               "line 1: there is no setting modle",
+		"contxt: x":              "line 1: there is no setting contxt",
 		"model: x\nslots: abc":   "line 2: abc: want a whole number",
 		"model: {a: b}":          "line 1: want a text",
-		"modle: x\nslots: abc":   "line 1: there is no setting modle; line 2: abc: want a whole number",
+		"contxt: x\nslots: abc":  "line 1: there is no setting contxt; line 2: abc: want a whole number",
 		"pace: soon":             "line 1: soon: want a time, like 100ms",
 		"light: perhaps":         "line 1: perhaps: want true or false",
 		"model: x\n  slots: [1,": "", // not a TypeError: as the parser says it
