@@ -67,16 +67,19 @@ func TestFullDisk(t *testing.T) {
 			}
 		}
 	}
-	if err := put(0); err != nil {
-		t.Fatal(err)
+	const before = 300 // so that the file is larger than the log of this test, which grows under the limit
+	for i := range before {
+		if err := put(i); err != nil {
+			t.Fatal(err)
+		}
 	}
 	info, err := os.Stat(path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	lift := limitFiles(t, uint64(info.Size()))
-	kept, failed := 1, 0
-	for i := 1; failed < 20 && i < 2000; i++ {
+	kept, failed := before, 0
+	for i := before; failed < 20 && i < 2000; i++ {
 		switch err := put(i); {
 		case err != nil && !errors.Is(err, ErrHeld):
 			lift()
