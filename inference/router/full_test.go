@@ -119,7 +119,7 @@ func TestAlwaysFull(t *testing.T) {
 					t.Errorf("%v after %s", err, took)
 				}
 				var refusal *inference.Refusal
-				if busy := tt.want == inference.ErrBusy; errors.As(err, &refusal) != busy {
+				if busy := errors.Is(tt.want, inference.ErrBusy); errors.As(err, &refusal) != busy {
 					t.Errorf("error %v", err)
 				} else if busy && (!strings.Contains(err.Error(), "too many are not acknowledged") || tt.waitMs > 60_000 && refusal.WaitMs < tt.waitMs/2) {
 					t.Errorf("%v, wait %d", err, refusal.WaitMs)
