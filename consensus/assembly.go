@@ -309,7 +309,7 @@ func (c *Chain) buildReactors(p *parts, state sm.State) error {
 	p.reactor = cs.NewReactor(p.state, wait)
 	p.reactor.SetLogger(p.log)
 	p.reactor.SetEventBus(p.events)
-	p.snaps = newSnapshotReactor(p.app.Snapshot(), c.log)
+	p.snaps = newSnapshotReactor(p.ctx, p.app.Snapshot(), c.log)
 	p.snaps.SetLogger(p.log)
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -175,40 +176,55 @@ func (n *crashNetwork) crashConfig(home string, app abci.Application, databases 
 	}
 }
 
+// crashNode is what a process of these tests stands on.
+type crashNode struct {
+	*crashNetwork
+	store *state.Store
+	net   *p2p.Host
+	log   *slog.Logger
+}
+
+func openCrashNode(ctx context.Context, home string, key ed25519.PrivateKey, role string) (*crashNode, error) {
+	b, err := os.ReadFile(filepath.Join(home, "network.json"))
+	if err != nil {
+		return nil, err
+	}
+	n := &crashNode{crashNetwork: new(crashNetwork), log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError}))}
+	if err := json.Unmarshal(b, n.crashNetwork); err != nil {
+		return nil, err
+	}
+	n.net, err = p2p.New(p2p.Config{Network: n.network(), Genesis: n.hash(), Key: key, Role: role, Listen: []string{"127.0.0.1:0"}, Log: n.log})
+	if err != nil {
+		return nil, err
+	}
+	if n.store, err = state.Open(state.Config{Dir: filepath.Join(home, "ledger"), Log: n.log}); err != nil {
+		return nil, errors.Join(err, n.net.Close())
+	}
+	if err := n.net.Start(ctx); err != nil {
+		return nil, errors.Join(err, n.close())
+	}
+	return n, nil
+}
+
+func (n *crashNode) close() error { return errors.Join(n.net.Close(), n.store.Close()) }
+
 // crashRun is the process: a validator that makes blocks with transfers in them, until it
 // crashes or has made enough.
 func crashRun(home string) error {
-	b, err := os.ReadFile(filepath.Join(home, "network.json"))
-	if err != nil {
-		return err
-	}
-	n := new(crashNetwork)
-	if err := json.Unmarshal(b, n); err != nil {
-		return err
-	}
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
 	key, err := LoadKey(home, "")
 	if err != nil {
 		return err
 	}
-	quiet := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError}))
-	store, err := state.Open(state.Config{Dir: filepath.Join(home, "ledger"), Log: quiet})
+	n, err := openCrashNode(ctx, home, toyKey(0), p2p.RoleValidator)
 	if err != nil {
 		return err
 	}
-	defer store.Close()
-	net, err := p2p.New(p2p.Config{Network: n.network(), Genesis: n.hash(), Key: toyKey(0), Role: p2p.RoleValidator, Listen: []string{"127.0.0.1:0"}, Log: quiet})
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-	defer cancel()
-	if err := net.Start(ctx); err != nil {
-		return err
-	}
-	defer net.Close()
-	app := NewApp(AppConfig{Network: n.network(), Store: store, Log: quiet, Beacon: key.Beacon(n.network(), net.Address())})
-	cfg := n.crashConfig(home, newCrashApp(app), store)
-	cfg.Signer, cfg.Net, cfg.Log = key.Signer(), net, quiet
+	defer n.close()
+	app := NewApp(AppConfig{Network: n.network(), Store: n.store, Log: n.log, Beacon: key.Beacon(n.network(), n.net.Address())})
+	cfg := n.crashConfig(home, newCrashApp(app), n.store)
+	cfg.Signer, cfg.Net, cfg.Log = key.Signer(), n.net, n.log
 	chain, err := New(cfg)
 	if err != nil {
 		return err
@@ -218,9 +234,9 @@ func crashRun(home string) error {
 	}
 	defer chain.Stop()
 	to := mesh.Address{9}
-	for from := store.Height(); store.Height() < from+crashBlocks; {
-		v := store.View()
-		account, err := ledger.NewView(v).Account(net.Address())
+	for from := n.store.Height(); n.store.Height() < from+crashBlocks; {
+		v := n.store.View()
+		account, err := ledger.NewView(v).Account(n.net.Address())
 		v.Close()
 		if err != nil {
 			return err
@@ -231,7 +247,7 @@ func crashRun(home string) error {
 			return err
 		}
 		if _, err := chain.Submit(ctx, raw); err != nil && ctx.Err() != nil {
-			return fmt.Errorf("at height %d: %w", store.Height(), err)
+			return fmt.Errorf("at height %d: %w", n.store.Height(), err)
 		}
 	}
 	return nil

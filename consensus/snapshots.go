@@ -18,6 +18,7 @@ import (
 // on with those that lied, ends for good over one false message, and cannot be stopped.
 type snapshotReactor struct {
 	cp2p.BaseReactor
+	ctx context.Context // of the chain; ends with it
 	app proxy.AppConnSnapshot
 	log *slog.Logger
 
@@ -33,8 +34,8 @@ const (
 	snapshotsShown = 10
 )
 
-func newSnapshotReactor(app proxy.AppConnSnapshot, log *slog.Logger) *snapshotReactor {
-	r := &snapshotReactor{app: app, log: log}
+func newSnapshotReactor(ctx context.Context, app proxy.AppConnSnapshot, log *slog.Logger) *snapshotReactor {
+	r := &snapshotReactor{ctx: ctx, app: app, log: log}
 	r.BaseReactor = *cp2p.NewBaseReactor("StateSync", r)
 	return r
 }
@@ -96,7 +97,7 @@ func (r *snapshotReactor) Receive(e cp2p.Envelope) {
 
 // show offers a peer what the application has.
 func (r *snapshotReactor) show(to cp2p.Peer) {
-	res, err := r.app.ListSnapshots(context.TODO(), &abci.RequestListSnapshots{})
+	res, err := r.app.ListSnapshots(r.ctx, &abci.RequestListSnapshots{})
 	if err != nil {
 		r.log.Warn("ledger: snapshots cannot be listed", "err", err)
 		return
@@ -111,7 +112,7 @@ func (r *snapshotReactor) show(to cp2p.Peer) {
 
 // give sends a peer a chunk, or says that it is not here.
 func (r *snapshotReactor) give(to cp2p.Peer, m *ssproto.ChunkRequest) {
-	res, err := r.app.LoadSnapshotChunk(context.TODO(), &abci.RequestLoadSnapshotChunk{Height: m.Height, Format: m.Format, Chunk: m.Index})
+	res, err := r.app.LoadSnapshotChunk(r.ctx, &abci.RequestLoadSnapshotChunk{Height: m.Height, Format: m.Format, Chunk: m.Index})
 	if err != nil {
 		r.log.Warn("ledger: a chunk of a snapshot cannot be read", "height", m.Height, "chunk", m.Index, "err", err)
 		return

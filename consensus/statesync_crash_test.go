@@ -2,7 +2,6 @@ package consensus
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"log/slog"
 	"os"
@@ -20,35 +19,18 @@ import (
 // joinRun is a process that joins the network of a validator by a snapshot, as a whole node
 // does. It ends after a step, or when it follows the ledger.
 func joinRun(home string) error {
-	b, err := os.ReadFile(filepath.Join(home, "network.json"))
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	n, err := openCrashNode(ctx, home, toyKey(9), p2p.RoleHost)
 	if err != nil {
 		return err
 	}
-	n := new(crashNetwork)
-	if err := json.Unmarshal(b, n); err != nil {
-		return err
-	}
+	defer n.close()
 	g, err := ledger.ParseGenesis(n.Ledger)
 	if err != nil {
 		return err
 	}
-	quiet := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError}))
-	store, err := state.Open(state.Config{Dir: filepath.Join(home, "ledger"), Log: quiet})
-	if err != nil {
-		return err
-	}
-	defer store.Close()
-	net, err := p2p.New(p2p.Config{Network: n.network(), Genesis: n.hash(), Key: toyKey(9), Role: p2p.RoleHost, Listen: []string{"127.0.0.1:0"}, Log: quiet})
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-	defer cancel()
-	if err := net.Start(ctx); err != nil {
-		return err
-	}
-	defer net.Close()
-	validator, err := net.Connect(ctx, os.Getenv(crashJoin))
+	validator, err := n.net.Connect(ctx, os.Getenv(crashJoin))
 	if err != nil {
 		return err
 	}
@@ -57,20 +39,20 @@ func joinRun(home string) error {
 		return err
 	}
 	trusted, err := light.New(light.Config{Network: n.network(), Root: light.Root{Validators: root, Time: n.Created}, Period: time.Hour,
-		Dialer: net, Peers: func() []mesh.Address { return []mesh.Address{validator} }, Fresh: 50 * time.Millisecond, Log: quiet})
+		Dialer: n.net, Peers: func() []mesh.Address { return []mesh.Address{validator} }, Fresh: 50 * time.Millisecond, Log: n.log})
 	if err != nil {
 		return err
 	}
-	app := NewApp(AppConfig{Network: n.network(), Store: store, Log: quiet})
-	cfg := n.crashConfig(home, app, store)
-	cfg.Net, cfg.Log = net, quiet
+	app := NewApp(AppConfig{Network: n.network(), Store: n.store, Log: n.log})
+	cfg := n.crashConfig(home, app, n.store)
+	cfg.Net, cfg.Log = n.net, n.log
 	cfg.StateSync = &StateSync{Trusted: trusted, Discovery: 100 * time.Millisecond}
 	cfg.step = func(name string) {
 		if name == os.Getenv(crashStep) {
 			os.Exit(crashExit)
 		}
 	}
-	if height := store.Height(); height > 0 {
+	if height := n.store.Height(); height > 0 {
 		fmt.Fprintln(os.Stderr, "begins with a state of height", height)
 	}
 	chain, err := New(cfg)

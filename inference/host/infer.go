@@ -13,20 +13,16 @@ import (
 	"sync/atomic"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/gonka-mesh/mesh"
 	"github.com/gonka-mesh/mesh/inference"
-	"github.com/gonka-mesh/mesh/inference/inferencepb"
 )
 
 const (
-	maxCancelBytes = 512
-	headerTimeout  = 5 * time.Second
-	bodyTimeout    = 30 * time.Second // for all of it
-	pieceTimeout   = 5 * time.Second  // for callPiece of it
-	callPiece      = 64 << 10         // bytes of a call that are read at a time
-	pointsBadCall  = 10               // an honest router never sends one
+	headerTimeout = 5 * time.Second
+	bodyTimeout   = 30 * time.Second // for all of it
+	pieceTimeout  = 5 * time.Second  // for callPiece of it
+	callPiece     = 64 << 10         // bytes of a call that are read at a time
+	pointsBadCall = 10               // an honest router never sends one
 )
 
 type (
@@ -282,65 +278,6 @@ func (h *Host) answerable(ctx context.Context, l *lane, call *inference.Call, pe
 	return nil
 }
 
-const (
-	// aloneWait is how long a call waits for its turn to be prepared. It is less than a
-	// router waits for a sign of life.
-	aloneWait = 500 * time.Millisecond
-	// largeQuestion is the size in bytes from which a question is tokenized alone: about
-	// 10 ms of a processor.
-	largeQuestion = 32 << 10
-)
-
-// alone runs what may take a processor for long before the call has a slot: for one call
-// at a time, and a peer with many waits for itself first.
-func (h *Host) alone(ctx context.Context, peer mesh.Address, f func() error) error {
-	h.mu.Lock()
-	own := h.peers[peer].preparing
-	h.mu.Unlock()
-	limit := time.NewTimer(aloneWait)
-	defer limit.Stop()
-	for _, place := range []chan struct{}{own, h.preparing} {
-		select {
-		case place <- struct{}{}:
-			defer func() { <-place }()
-		case <-limit.C:
-			return &inference.Refusal{Code: inference.CodeBusy, WaitMs: aloneWait.Milliseconds(), Message: "this host is busy with other large questions"}
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	return f()
-}
-
-// encode returns the prompt of a call.
-func (h *Host) encode(ctx context.Context, l *lane, peer mesh.Address, q *inferencepb.Question) (prompt []int32, err error) {
-	encode := func() (err error) {
-		prompt, err = l.engine.Encode(q)
-		return err
-	}
-	if proto.Size(q) < largeQuestion {
-		err = encode()
-	} else {
-		err = h.alone(ctx, peer, encode)
-	}
-	if err == nil && len(prompt) == 0 {
-		err = fmt.Errorf("%w: the prompt has no tokens", inference.ErrInvalid)
-	}
-	return prompt, err
-}
-
-// constrain refuses a constraint that the engine cannot follow.
-func (h *Host) constrain(ctx context.Context, l *lane, peer mesh.Address, c *inferencepb.Constraint) error {
-	if c == nil {
-		return nil
-	}
-	e, ok := l.engine.(inference.Constrainer)
-	if !ok {
-		return fmt.Errorf("%w: the engine of this host cannot hold answers to a constraint", inference.ErrInvalid)
-	}
-	return h.alone(ctx, peer, func() error { return e.Constrain(c) })
-}
-
 // room returns how many tokens of an answer the memory here holds, or refuses. Where
 // a number was asked for, all of it has to fit. Where not, few answers come near the
 // model's context: one that does is broken off, for a host with more memory.
@@ -352,72 +289,6 @@ func (l *lane) room(prompt, prefix, asked, limit int) (int, error) {
 	return 0, &inference.Refusal{Code: inference.CodeTooSmall, Message: fmt.Sprintf(
 		"this host's memory holds %d tokens of the model's context of %d; the prompt has %d and up to %d were asked for",
 		l.info.Context, inference.OwnContext(l.capability), prompt, limit)}
-}
-
-// affordable checks the request's price cap against the most that it may cost: all
-// choices at full length, and this one's prefix.
-func affordable(c *inferencepb.Capability, r *inferencepb.Request, prompt, prefix, limit int) error {
-	if r.GetPriceCap() == 0 {
-		return nil
-	}
-	most, err := inference.Price(c, prompt, 0, limit, inference.FinishLength)
-	if err == nil {
-		most, err = most.Mul(uint64(r.GetChoices()))
-	}
-	if err == nil {
-		var again mesh.Amount
-		if again, err = inference.Price(c, 0, prefix, 0, inference.FinishLength); err == nil {
-			most, err = most.Add(again)
-		}
-	}
-	if err != nil || most > mesh.Amount(r.GetPriceCap()) {
-		return &inference.Refusal{Code: inference.CodeTooDear,
-			Message: fmt.Sprintf("it may cost %s here, and the cap is %s", most, mesh.Amount(r.GetPriceCap()))}
-	}
-	return nil
-}
-
-// charges reports whether answers of a model cost anything. Prices do not change while
-// it is served.
-func (h *Host) charges(l *lane) bool {
-	return h.cfg.Till != nil && (l.capability.GetPricePrompt() > 0 || l.capability.GetPriceOutput() > 0)
-}
-
-// solvent refuses a call that cannot be paid for at all, before anything is made of its
-// question: a token of prompt and one of the answer are the least that it costs.
-func (h *Host) solvent(l *lane, call *inference.Call) error {
-	if call.Request.Payer == h.self {
-		return nil
-	}
-	output := min(1, max(0, int(call.Request.Pb.GetMaxTokens())-len(call.Prefix)))
-	least, err := inference.Price(l.capability, 1, len(call.Prefix), output, inference.FinishLength)
-	if err != nil {
-		return err
-	}
-	return h.cfg.Till.Affords(call.Request, least)
-}
-
-// charge reserves the most that a choice may cost from the payer's escrow.
-func (h *Host) charge(l *lane, call *inference.Call, prompt, room int) (func(*inferencepb.Signed), error) {
-	if !h.charges(l) {
-		return nil, nil
-	}
-	if call.Request.Payer == h.self {
-		return nil, nil // to pay oneself moves nothing
-	}
-	output := min(room, int(call.Request.Pb.GetMaxTokens())) - len(call.Prefix)
-	most, err := inference.Price(l.capability, prompt, len(call.Prefix), max(0, output), inference.FinishLength)
-	if err != nil {
-		return nil, err
-	}
-	return h.cfg.Till.Admit(call.Request, most)
-}
-
-// pay ends the reservation of an answer.
-func (a *answer) pay(signed *inferencepb.Signed) {
-	if a.paid != nil {
-		a.paid(signed)
-	}
 }
 
 type runKey struct {
@@ -448,95 +319,4 @@ func (h *Host) close(a *answer) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	delete(h.running, a.key())
-}
-
-func (h *Host) handleCancel(w http.ResponseWriter, r *http.Request) {
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxCancelBytes))
-	if err != nil {
-		refuse(w, fmt.Errorf("%w: read the cancel: %w", inference.ErrInvalid, err))
-		return
-	}
-	n, err := h.cancelSigned(body)
-	if err != nil {
-		refuse(w, err)
-		return
-	}
-	w.Header().Set("Content-Type", "application/json")
-	fmt.Fprintf(w, "{\"cancelled\":%d}\n", n)
-}
-
-// cancelSigned ends the running answers that a signed Cancel names, and returns how
-// many. Its payer's signature counts, whoever brings it.
-func (h *Host) cancelSigned(body []byte) (int, error) {
-	s := new(inferencepb.Signed)
-	if err := proto.Unmarshal(body, s); err != nil {
-		return 0, fmt.Errorf("%w: cancel: %w", inference.ErrInvalid, err)
-	}
-	request, choice, verify, err := inference.ParseCancel(s)
-	if err != nil {
-		return 0, fmt.Errorf("%w: %w", inference.ErrInvalid, err)
-	}
-	h.mu.Lock()
-	var found []*answer
-	for k, a := range h.running {
-		if k.request == request && k.choice == choice {
-			found = append(found, a)
-		}
-	}
-	h.mu.Unlock()
-	for _, a := range found {
-		if !verify(h.cfg.Network, a.call.Request.Payer) {
-			return 0, &inference.Refusal{Code: inference.CodeForbidden, Message: "the cancel is not signed by the payer"}
-		}
-		a.cancelled.Store(true)
-		a.cancel(errGone)
-	}
-	return len(found), nil
-}
-
-// maxVoucherCall bounds the body of a voucher's call: voucher, signature, and room for newer fields.
-const maxVoucherCall = 1024
-
-// handleVoucher takes a payer's acknowledgement; the payer's signature counts, whoever
-// brings it.
-func (h *Host) handleVoucher(w http.ResponseWriter, r *http.Request) {
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxVoucherCall))
-	if err != nil {
-		refuse(w, fmt.Errorf("%w: read the voucher: %w", inference.ErrInvalid, err))
-		return
-	}
-	s := new(inferencepb.Signed)
-	if err := proto.Unmarshal(body, s); err != nil {
-		refuse(w, fmt.Errorf("%w: voucher: %w", inference.ErrInvalid, err))
-		return
-	}
-	if h.cfg.Till == nil {
-		refuse(w, fmt.Errorf("%w: this host takes no vouchers", inference.ErrInvalid))
-		return
-	}
-	if err := h.cfg.Till.Voucher(s); err != nil {
-		refuse(w, fmt.Errorf("%w: %w", inference.ErrInvalid, err))
-		return
-	}
-	w.WriteHeader(http.StatusNoContent)
-}
-
-// handleProof shows that a receipt is in a settlement of this host.
-func (h *Host) handleProof(w http.ResponseWriter, r *http.Request) {
-	id, err := mesh.ParseHash(r.PathValue("receipt"))
-	if err != nil {
-		refuse(w, fmt.Errorf("%w: %w", inference.ErrInvalid, err))
-		return
-	}
-	if h.cfg.Till == nil {
-		refuse(w, fmt.Errorf("%w: this host settles nothing", inference.ErrInvalid))
-		return
-	}
-	proof, err := h.cfg.Till.Proof(id)
-	if err != nil {
-		refuse(w, fmt.Errorf("%w: %w", inference.ErrInvalid, err))
-		return
-	}
-	w.Header().Set("Content-Type", "application/octet-stream")
-	_, _ = w.Write(proof) // who is gone needs none
 }
