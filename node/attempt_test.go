@@ -51,6 +51,31 @@ func TestAttemptFee(t *testing.T) {
 	}
 }
 
+// TestAttemptOnce: who carries a transaction out and says that its fee was too low gets no
+// second one that counts.
+func TestAttemptOnce(t *testing.T) {
+	c := newMoneyChain(t)
+	n := &Node{genesis: c.genesis, key: c.payers[0], chain: &chain{store: c.store}}
+	to := mesh.Address{9}
+	var sent [][]byte
+	_, err := n.attempt(t.Context(), &ledgerpb.Tx{Action: &ledgerpb.Tx_Transfer{Transfer: &ledgerpb.Transfer{To: to[:], Amount: 7}}},
+		func(_ context.Context, raw []byte) (api.Submitted, error) {
+			if sent = append(sent, raw); len(sent) == 1 {
+				if err := c.block(raw); err != nil {
+					t.Error(err)
+				}
+			}
+			return api.Submitted{}, &consensus.Refused{Log: fmt.Sprintf("fee of 1 ngonka, at least %d for %d bytes", 1000*len(raw), len(raw))}
+		})
+	if err == nil || len(sent) != 2 {
+		t.Fatalf("sent %d times, %v", len(sent), err)
+	}
+	_ = c.block(sent[1]) // refused, or without effect
+	if a, err := c.view().Account(to); err != nil || a.GetBalance() != 7 {
+		t.Errorf("%d arrived, %v", a.GetBalance(), err)
+	}
+}
+
 // TestAttemptVote: a vote on a proposal whose block the asked node does not have yet is sent
 // again, and refused in the end where there is none.
 func TestAttemptVote(t *testing.T) {

@@ -57,13 +57,14 @@ const voteTries = 3
 
 // attempt signs and sends, and once more where the ledger was about to change: where a byte
 // costs more than this node knows, unless who asks named a fee, and where a vote came before
-// its proposal. What a byte costs is a claim of others, so FeeFor bounds it. signing is held.
+// its proposal. What a byte costs is a claim of others, on a light node the word of one peer: so
+// FeeFor bounds it, and the number stays, that of the two at most one has an effect. signing is held.
 func (n *Node) attempt(ctx context.Context, tx *ledgerpb.Tx, send func(context.Context, []byte) (api.Submitted, error)) (api.Submitted, error) {
-	raisable := tx.GetFee() == 0
+	raisable, raised := tx.GetFee() == 0, false
 	var done api.Submitted
 	var err error
 	for try := 1; ; try++ {
-		raw, serr := n.sign(ctx, tx)
+		raw, serr := n.sign(ctx, tx, raised)
 		if serr != nil {
 			return done, cmp.Or(err, serr)
 		}
@@ -74,7 +75,7 @@ func (n *Node) attempt(ctx context.Context, tx *ledgerpb.Tx, send func(context.C
 		perByte, low := ledger.FeeWanted(err.Error())
 		switch {
 		case low && raisable:
-			raisable = false
+			raisable, raised = false, true
 			fee, ferr := ledger.FeeOf(&ledgerpb.Params{FeePerByte: perByte}, tx)
 			if ferr != nil {
 				return done, err
@@ -86,6 +87,7 @@ func (n *Node) attempt(ctx context.Context, tx *ledgerpb.Tx, send func(context.C
 				return done, err
 			case <-time.After(n.blockTime()):
 			}
+			raised = false // to vote twice is to vote once
 		default:
 			return done, err
 		}
@@ -142,9 +144,9 @@ func (n *Node) owner() mesh.Address {
 	return n.core.Net.Address()
 }
 
-// sign completes a transaction with number and fee: the one that it has, if that is more
-// than the least.
-func (n *Node) sign(ctx context.Context, tx *ledgerpb.Tx) ([]byte, error) {
+// sign completes a transaction with the account's number, unless its own is to stay, and
+// the fee: the one that it has, if that is more than the least.
+func (n *Node) sign(ctx context.Context, tx *ledgerpb.Tx, stays bool) ([]byte, error) {
 	r, err := n.read(ctx)
 	if err != nil {
 		return nil, err
@@ -158,7 +160,10 @@ func (n *Node) sign(ctx context.Context, tx *ledgerpb.Tx) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	tx.Nonce, tx.Fee = account.GetNonce(), uint64(fee)
+	tx.Fee = uint64(fee)
+	if !stays {
+		tx.Nonce = account.GetNonce()
+	}
 	return ledger.SignTx(n.genesis.Network(), n.key, tx)
 }
 
