@@ -171,7 +171,7 @@ func randomSampling(r *rand.Rand, n int) (*Sampling, []Count) {
 			p.Allowed[i/64] |= 1 << (i % 64)
 		}
 		if r.IntN(4) == 0 {
-			p.Allowed = p.Allowed[: some/64+1 : some/64+1]
+			p.Allowed = p.Allowed[: (some+63)/64 : (some+63)/64]
 		}
 		if r.IntN(4) == 0 {
 			p.Allowed[0] = math.MaxUint64
