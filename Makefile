@@ -18,8 +18,12 @@ build:              ## bin/mesh
 test:               ## unit, transcripts, virtual time and short process tests
 	$(GO) test -timeout 10m ./...
 
+# testing/synctest crashes under the race detector where two processors fire the
+# timers of one bubble (golang/go#78156): packages that use it run on one. The
+# detector judges by order and not by time, so it finds races there as well.
 race:               ## what is concurrent, under the race detector (needs gcc)
-	CGO_ENABLED=1 $(GO) test -race -short -timeout 20m ./p2p/... ./inference/host ./inference/router ./inference/native ./inference/receipts ./inference/openai ./inference/gpu ./node ./consensus ./consensus/state ./consensus/light
+	CGO_ENABLED=1 $(GO) test -race -short -timeout 20m -cpu 1 ./p2p/... ./inference/host ./inference/router ./inference/openai ./inference/gpu
+	CGO_ENABLED=1 $(GO) test -race -short -timeout 20m ./inference/native ./inference/receipts ./node ./consensus ./consensus/state ./consensus/light
 
 lint:               ## gofmt, go vet, golangci-lint as .golangci.yml says
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }
