@@ -144,3 +144,28 @@ func texts(addrs []ma.Multiaddr) []string {
 	}
 	return out
 }
+
+// Furthest returns which of a node's addresses to give to others: the one that reaches furthest, by QUIC where it can be.
+func Furthest(addrs []string) string {
+	best, rank := "", -1
+	for _, text := range addrs {
+		a, err := ma.NewMultiaddr(text)
+		if err != nil {
+			continue
+		}
+		r := 0
+		switch {
+		case manet.IsPublicAddr(a):
+			r = 4
+		case !manet.IsIPLoopback(a):
+			r = 2
+		}
+		if strings.Contains(text, "/quic-v1") {
+			r++
+		}
+		if r > rank {
+			best, rank = text, r
+		}
+	}
+	return best
+}

@@ -52,6 +52,7 @@ func printStatus(w io.Writer, s api.Status) error {
 		"remedy", s.Reachability.Remedy,
 		"external", strings.Join(s.Reachability.External, " "),
 		"port map", s.Reachability.PortMap,
+		"address", p2p.Furthest(s.Addrs),
 		"peers", fmt.Sprint(s.Peers),
 		"ledger", ledgerLine(s.Ledger),
 		"problem", ledgerProblem(s.Ledger),

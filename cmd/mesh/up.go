@@ -16,6 +16,7 @@ import (
 
 	"github.com/gonka-mesh/mesh/node"
 	"github.com/gonka-mesh/mesh/node/api"
+	"github.com/gonka-mesh/mesh/p2p"
 )
 
 // parentEnv makes a node end when its standard input closes, so that the hosts of
@@ -133,6 +134,7 @@ func up(ctx context.Context, cfg node.Config, log *slog.Logger, asJSON bool, std
 	// What libraries say of themselves, net/http of a peer that answers unasked for one.
 	stdlog.SetOutput(slog.NewLogLogger(log.Handler(), slog.LevelDebug).Writer())
 	stdlog.SetFlags(0)
+	p2p.LogLibrary(log.Handler())
 	n, err := node.New(cfg, log)
 	var wrong *node.ConfigError
 	if errors.As(err, &wrong) {
@@ -157,6 +159,9 @@ func printReady(w io.Writer, r api.Ready, s api.Status) {
 	}
 	if len(s.Engines) > 0 {
 		fmt.Fprintf(w, "memory      %d MiB for the keys and values of all models\n", s.KVLimitBytes>>20)
+	}
+	if a := p2p.Furthest(s.Addrs); a != "" {
+		fmt.Fprintf(w, "address     %s\n", a)
 	}
 	fmt.Fprintf(w, "API         %s/v1 (OpenAI dialect)\n", r.API)
 	fmt.Fprintf(w, "try         mesh chat \"What is Mesh?\"%s\n", apiFlag(r.API))
