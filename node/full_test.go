@@ -4,6 +4,7 @@ import (
 	"flag"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -86,4 +87,35 @@ func TestFullDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	list(2)
+}
+
+// TestFullDiskNotes opens an escrow on a full disk again and again: it is noted once it is
+// on the disk, and not before.
+func TestFullDiskNotes(t *testing.T) {
+	c := newMoneyChain(t)
+	path := filepath.Join(t.TempDir(), "receipts.db")
+	p := c.client(c.payers[0], path)
+	escrow := mesh.HashOf([]byte("escrow"))
+	lift := limitFiles(t, 1)
+	_, err := p.remember(p.self(), escrow)
+	_, err2 := p.remember(p.self(), escrow)
+	lift()
+	if err == nil || err2 == nil || len(p.escrows(p.self())) != 0 {
+		t.Errorf("on a full disk: %v, then %v", err, err2)
+	}
+	if fresh, err := p.remember(p.self(), escrow); err != nil || !fresh {
+		t.Errorf("with room again: fresh %v, %v", fresh, err)
+	}
+	if err := p.store.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if p = c.client(c.payers[0], path); len(p.escrows(p.self())) != 1 {
+		t.Error("after a restart it is not known")
+	}
+	lift = limitFiles(t, 1)
+	err = p.forget(p.self(), escrow)
+	lift()
+	if err == nil || len(p.escrows(p.self())) != 1 {
+		t.Errorf("forgotten on a full disk, and still in the file: %v", err)
+	}
 }

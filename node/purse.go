@@ -35,7 +35,7 @@ type purse struct {
 	pruned uint64     // the list was gone through in the epochs before this one; turn alone uses it
 
 	mu     sync.Mutex
-	opened []noted           // guarded by mu
+	opened []noted           // as in the file; guarded by mu, and changed by note alone
 	draw   mesh.Hash         // what requests draw on; zero: nothing; guarded by mu
 	epoch  mesh.Epoch        // of the ledger; guarded by mu
 	asked  time.Time         // when a request last drew on it; guarded by mu
@@ -183,21 +183,24 @@ func (p *purse) note(change func([]noted) []noted) (changed bool, err error) {
 	p.mu.Lock()
 	before := p.opened
 	all := change(slices.Clone(before))
+	p.mu.Unlock()
 	if slices.Equal(all, before) {
-		p.mu.Unlock()
 		return false, nil
 	}
 	b, err := json.Marshal(all)
 	if err == nil && len(b) > maxNoted && len(all) > len(before) {
 		err = fmt.Errorf("the list of escrows %s is full: it has %d", p.file, len(before))
 	}
-	if err != nil {
-		p.mu.Unlock()
-		return false, err
+	if err == nil {
+		err = atomicfile.Write(p.file, b, 0o600)
 	}
+	if err != nil {
+		return false, err // and nothing is noted, so that a second try writes too
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.opened = all
-	p.mu.Unlock()
-	return true, atomicfile.Write(p.file, b, 0o600)
+	return true, nil
 }
 
 // escrows lists those of an owner that were opened here.
