@@ -29,7 +29,7 @@ type till struct {
 	open    map[account]*tab              // of epochs that are not settled; guarded by mu
 	lent    map[mesh.Address]mesh.Amount  // to payers without an escrow; guarded by mu
 	lentIn  mesh.Epoch                    // guarded by mu
-	trust   map[mesh.Hash]int64           // by escrow, of sealed epochs; guarded by mu
+	trust   map[mesh.Hash]int64           // by escrow, of sealed epochs, as in the store; guarded by mu
 	provers map[mesh.Epoch]*ledger.Prover // of settled epochs, nil where nothing was due; guarded by mu
 	closed  mesh.Epoch                    // answers of epochs before this one are taken no more; guarded by mu
 	settled mesh.Epoch                    // epochs before this one are settled, or had nothing; guarded by mu
@@ -121,7 +121,7 @@ func late(settle uint64) uint64 { return min(lateBlocks, settle/2, settle-min(se
 func openTill(cfg tillConfig) (*till, error) {
 	setDefault(&cfg.atOnce, ledger.MaxSettleLines)
 	t := &till{tillConfig: cfg, meter: newTillMeter(), open: make(map[account]*tab),
-		lent: make(map[mesh.Address]mesh.Amount), trust: make(map[mesh.Hash]int64), provers: make(map[mesh.Epoch]*ledger.Prover)}
+		lent: make(map[mesh.Address]mesh.Amount), provers: make(map[mesh.Epoch]*ledger.Prover)}
 	sealed, err := t.store.Sealed(t.self)
 	if err != nil {
 		return nil, err
@@ -129,7 +129,7 @@ func openTill(cfg tillConfig) (*till, error) {
 	for epoch := range sealed {
 		t.closed, t.settled = max(t.closed, epoch+1), max(t.settled, epoch)
 	}
-	if err := t.store.Trust(func(escrow mesh.Hash, n int64) { t.trust[escrow] = n }); err != nil {
+	if t.trust, err = t.trusted(); err != nil {
 		return nil, err
 	}
 	err = t.store.AllDue(func(d receipts.Due) {
@@ -152,6 +152,12 @@ func openTill(cfg tillConfig) (*till, error) {
 		at.unmetered() // the run before has counted it
 	}
 	return t, err
+}
+
+// trusted reads what payers are trusted with. The store forgets it after some epochs.
+func (t *till) trusted() (map[mesh.Hash]int64, error) {
+	out := make(map[mesh.Hash]int64)
+	return out, t.store.Trust(func(escrow mesh.Hash, n int64) { out[escrow] = n })
 }
 
 // promise counts a voucher once a settlement can use it: when as many receipts are due.
@@ -330,7 +336,7 @@ func (t *till) lend(payer mesh.Address, most mesh.Amount) func(*inferencepb.Sign
 		t.lentIn = now
 	}
 	has := t.lent[payer]
-	if has+most > t.credit || has == 0 && len(t.lent) >= maxBorrowers {
+	if most > t.credit-min(has, t.credit) || has == 0 && len(t.lent) >= maxBorrowers {
 		return nil
 	}
 	t.lent[payer] = has + most

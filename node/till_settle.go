@@ -48,9 +48,13 @@ func (t *till) settle(ctx context.Context) error {
 	params, err2 := r.Params()
 	var done *ledgerpb.Settlement
 	var epoch mesh.Epoch
+	var missed map[mesh.Epoch]uint64
 	if err == nil && now.GetEpoch() > 0 {
 		epoch = mesh.Epoch(now.GetEpoch() - 1)
 		done, err = r.Settlement(epoch, t.self)
+		if err == nil {
+			missed, err = t.missed(r, epoch, params.GetKeepEpochs())
+		}
 	}
 	height, ended := r.end()
 	if err := errors.Join(ended, err, err2); err != nil {
@@ -64,9 +68,18 @@ func (t *till) settle(ctx context.Context) error {
 		return err
 	}
 	t.failed = 0
+	for e, sent := range missed {
+		if err := t.send(ctx, e, sent, false); err != nil {
+			return err
+		}
+	}
+	trust, err := t.trusted() // less what the store forgot
+	if err != nil {
+		return err
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.settled = epoch + 1
+	t.settled, t.trust = epoch+1, trust
 	for a, at := range t.open {
 		if a.epoch < t.settled {
 			delete(t.open, a)
@@ -80,6 +93,28 @@ func (t *till) settle(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// missed returns the epochs before the last one in which this host served, as it was down
+// or cut off while they could be settled, with how many lines of each the ledger has. It
+// keeps no settlement for longer than keep epochs: of one that was sealed it cannot say then.
+func (t *till) missed(r *reading, last mesh.Epoch, keep uint64) (map[mesh.Epoch]uint64, error) {
+	t.mu.Lock()
+	sent := make(map[mesh.Epoch]uint64)
+	for a, at := range t.open {
+		if a.epoch < last && !(at.sealed && uint64(last-a.epoch)+1 >= keep) {
+			sent[a.epoch] = 0
+		}
+	}
+	t.mu.Unlock()
+	for epoch := range sent {
+		record, err := r.Settlement(epoch, t.self)
+		if err != nil {
+			return nil, err
+		}
+		sent[epoch] = record.GetLines()
+	}
+	return sent, nil
 }
 
 // over reports whether an epoch that ended so many blocks ago is to be settled now: when
@@ -113,8 +148,11 @@ func (t *till) send(ctx context.Context, epoch mesh.Epoch, sent uint64, inTime b
 		return err
 	}
 	if !inTime {
+		if err := t.store.Seal(t.self, epoch, func(mesh.Hash) bool { return sent > 0 }, nil); err != nil {
+			return err
+		}
 		t.log.Error("an epoch was not settled in time, and its answers are not paid", "epoch", uint64(epoch), "payers", uint64(len(lines))-sent)
-		return t.store.Seal(t.self, epoch, func(mesh.Hash) bool { return sent > 0 }, nil)
+		return nil
 	}
 	lines = lines[sent:]
 	if err := t.claim(ctx, epoch, lines); err != nil {

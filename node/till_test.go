@@ -3,7 +3,10 @@ package node
 import (
 	"context"
 	"errors"
+	"log/slog"
+	"math"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 
@@ -290,6 +293,11 @@ func TestLend(t *testing.T) {
 	if len(s.lent) != 0 {
 		t.Error("who got nothing is remembered")
 	}
+	if _, err = s.Admit(req, 1); err != nil {
+		t.Fatal(err)
+	}
+	_, err = s.Admit(req, math.MaxUint64) // with what it has more than a number holds
+	refusedAs(t, err, inference.CodeUnpaid)
 }
 
 // TestUnpayable: a settlement that the ledger does not take is not sent at each block.
@@ -340,6 +348,74 @@ func TestSettleGoesOn(t *testing.T) {
 	record, err := c.view().Settlement(epoch, s.self)
 	if err != nil || record.GetLines() != 2 || record.GetDue() != uint64(2*mesh.GNK) || c.blocks != 2 {
 		t.Errorf("settlement %v in %d transactions, %v", record, c.blocks, err)
+	}
+}
+
+// TestMissed: of an epoch that passed while the host was down or cut off, it is said once
+// that its answers are not paid; of one that was settled, never.
+func TestMissed(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		restart bool // while it is down
+		settled bool // before
+		turns   int
+		want    int
+	}{
+		{"cut off", false, false, 3, 1},
+		{"down", true, false, 3, 1},
+		{"settled, and down for long", true, true, 3, 0},
+		{"settled, and down for longer than the ledger keeps it", true, true, 40, 0},
+		{"only just", true, false, 1, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := newMoneyChain(t)
+			s, dir := c.shop(), t.TempDir()
+			for i, payer := range c.payers {
+				escrow := c.escrow(payer, 100*mesh.GNK, 0)
+				s.pay(c.client(payer, filepath.Join(dir, string(rune('a'+i)), "receipts.db")), s.serve(c.request(payer, escrow, c.epoch()), mesh.GNK))
+			}
+			c.turn(5)
+			if tt.settled {
+				s.settles()
+			}
+			for range tt.turns - 1 {
+				c.turn(5)
+			}
+			var out strings.Builder
+			for range 3 {
+				if tt.restart {
+					s.restart()
+				}
+				s.log = slog.New(slog.NewTextHandler(&out, nil))
+				s.settles()
+				s.settles()
+				c.turn(5)
+			}
+			if n := strings.Count(out.String(), "not settled in time"); n != tt.want || strings.Contains(out.String(), "payers=2") != (tt.want > 0 || tt.turns == 1) {
+				t.Errorf("said %d times, want %d: %s", n, tt.want, &out)
+			}
+		})
+	}
+}
+
+// TestTrustForgotten: what the store forgets of payers, a host that runs on forgets too.
+func TestTrustForgotten(t *testing.T) {
+	c := newMoneyChain(t)
+	s := c.shop()
+	escrow := c.escrow(c.payers[0], 100*mesh.GNK, 0)
+	s.serve(c.request(c.payers[0], escrow, c.epoch()), mesh.GNK)
+	c.turn(5)
+	s.settles()
+	if s.trust[escrow] >= 0 {
+		t.Fatalf("who did not pay is trusted with %d", s.trust[escrow])
+	}
+	if err := s.store.Forget(1000); err != nil {
+		t.Fatal(err)
+	}
+	c.turn(5)
+	s.settles()
+	if len(s.trust) != 0 {
+		t.Errorf("still known: %v", s.trust)
 	}
 }
 
