@@ -251,10 +251,10 @@ func TestRefused(t *testing.T) {
 	if _, err := c.VerifyReceipt(ctx, mesh.Hash{1}); err == nil {
 		t.Error("a receipt that is not there")
 	}
-	stopped := fmt.Errorf("enough")
+	stopped := errors.New("enough")
 	n := 0
 	_, err := c.Chat(ctx, client.Chat{Messages: []client.Message{{Role: "user", Content: "Count."}}, MaxTokens: 50}, func(string) error { n++; return stopped })
-	if err != nil && n == 0 {
-		t.Errorf("%d pieces of text before it was enough, %v", n, err)
+	if !errors.Is(err, stopped) || n != 1 {
+		t.Errorf("%d pieces of text, want 1, and %v", n, err)
 	}
 }
