@@ -306,7 +306,7 @@ func (d *devNet) fund(ctx context.Context, n *node.Node, c *api.Client) {
 	select {
 	case <-done:
 	case <-time.After(startLimit):
-		fmt.Fprintf(d.notes, "the escrow of the light node is not open after %s: answers are free until it is\n", startLimit)
+		fmt.Fprintf(d.notes, "after %s the escrow of the light node is not open, or a host has not heard of it: answers are free until then\n", startLimit)
 	}
 }
 
@@ -330,9 +330,14 @@ func (d *devNet) openEscrow(ctx context.Context, c *api.Client) (mesh.Height, bo
 	}
 }
 
-// reached reports whether every host has a block.
+// reached reports whether every host that has not ended has a block.
 func (d *devNet) reached(ctx context.Context, height mesh.Height) bool {
 	for _, h := range d.hosts {
+		select {
+		case <-h.ended:
+			continue
+		default:
+		}
 		s, err := (&api.Client{Base: h.Ready.API}).Status(ctx)
 		if err != nil || s.Ledger == nil || s.Ledger.Height < height {
 			return false

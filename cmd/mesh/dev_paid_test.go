@@ -24,3 +24,17 @@ func TestDevPaid(t *testing.T) {
 		d.stop()
 	}
 }
+
+// TestReached: a host that has ended is not waited for; one that does not answer is.
+func TestReached(t *testing.T) {
+	gone, mute := make(chan struct{}), make(chan struct{})
+	close(gone)
+	d := &devNet{hosts: []*child{{ended: gone}}}
+	if !d.reached(t.Context(), 1) {
+		t.Error("a host that has ended is waited for")
+	}
+	d.hosts = append(d.hosts, &child{ended: mute})
+	if d.reached(t.Context(), 1) {
+		t.Error("a host that does not answer has a block")
+	}
+}
