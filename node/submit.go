@@ -72,14 +72,10 @@ func (n *Node) attempt(ctx context.Context, tx *ledgerpb.Tx, send func(context.C
 		if err == nil {
 			return done, nil
 		}
-		perByte, low := ledger.FeeWanted(err.Error())
+		fee, low := ledger.RaisedFee(err.Error(), tx)
 		switch {
 		case low && raisable:
 			raisable, raised = false, true
-			fee, ferr := ledger.FeeOf(&ledgerpb.Params{FeePerByte: perByte}, tx)
-			if ferr != nil {
-				return done, err
-			}
 			tx.Fee = uint64(fee)
 		case ledger.Early(tx.GetVote(), err.Error()) && try < voteTries:
 			select {

@@ -334,13 +334,11 @@ func submitTx(ctx context.Context, c *api.Client, s signer, tx *ledgerpb.Tx) (ap
 		return done, err
 	}
 	// As the node does with its own: the parameters may have just changed.
-	perByte, low := ledger.FeeWanted(err.Error())
+	raised, low := ledger.RaisedFee(err.Error(), tx)
 	if !low {
 		return done, err
 	}
-	if asked, err = ledger.FeeOf(&ledgerpb.Params{FeePerByte: perByte}, tx); err != nil {
-		return done, err
-	}
+	asked = raised
 	return send()
 }
 

@@ -79,7 +79,7 @@ func TestFeeWanted(t *testing.T) {
 		{err.Error(), 50}, {"transaction refused: " + err.Error() + "; see there", 50},
 		{"there is no proposal 3", 0}, {"fee of 1 ngonka, at least 7 for 0 bytes", 0}, {"fee of 1 ngonka, at least 7 for 2 bytes", 0}, {"fee of ", 0}, {"", 0},
 	} {
-		if got, ok := FeeWanted(c.text); got != c.want || ok != (c.want > 0) {
+		if got, ok := feeWanted(c.text); got != c.want || ok != (c.want > 0) {
 			t.Errorf("%q: %d, %v, want %d", c.text, got, ok, c.want)
 		}
 	}

@@ -109,8 +109,19 @@ func FeeFor(p *ledgerpb.Params, tx *ledgerpb.Tx, asked mesh.Amount) (mesh.Amount
 // feeTooLow is why a fee is refused that is less than the least.
 const feeTooLow = "fee of %d ngonka, at least %d for %d bytes"
 
-// FeeWanted reads from a refusal what a byte of a transaction costs, where that is why.
-func FeeWanted(refusal string) (perByte uint64, ok bool) {
+// RaisedFee returns the least fee of a transaction by what its refusal says of the price
+// of a byte; false where that is not why. It is a claim of who refuses: FeeFor bounds it.
+func RaisedFee(refusal string, tx *ledgerpb.Tx) (mesh.Amount, bool) {
+	perByte, ok := feeWanted(refusal)
+	if !ok {
+		return 0, false
+	}
+	fee, err := FeeOf(&ledgerpb.Params{FeePerByte: perByte}, tx)
+	return fee, err == nil
+}
+
+// feeWanted reads from a refusal what a byte of a transaction costs, where that is why.
+func feeWanted(refusal string) (perByte uint64, ok bool) {
 	first, _, _ := strings.Cut(feeTooLow, "%")
 	at := strings.Index(refusal, first)
 	if at < 0 {
