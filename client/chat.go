@@ -97,7 +97,7 @@ const (
 )
 
 // VerifyReceipt checks the receipts of an answer: what their hosts signed, that each
-// goes on where the one before it ends, and, once they are settled, that each is in its
+// goes on where one before it ends, and, once they are settled, that each is in its
 // host's settlement with its price. The host gives the proof, and the settlement is
 // proven against headers that this client verified.
 func (c *Client) VerifyReceipt(ctx context.Context, request mesh.Hash) (Verification, error) {

@@ -58,7 +58,7 @@ type Config struct {
 	Credit       uint64 `yaml:"credit"`        // ngonka that a payer without an escrow may have for nothing in an epoch
 	NoMDNS       bool   `yaml:"no-mdns"`       // do not look for peers on the local network
 	NoPortMap    bool   `yaml:"no-portmap"`    // do not ask the router for a port
-	InterTokenMS int    `yaml:"inter-token"`   // a host silent for so many ms counts as dead; 0: 2000
+	InterTokenMS int    `yaml:"inter-token"`   // a host without a token for so many ms counts as dead; 0: 2000; without any sign of life, 800
 	ReceiptsMB   int64  `yaml:"receipts"`      // space for receipts in MiB; 0: 256
 	PackedMB     int64  `yaml:"packed-cache"`  // packed weights kept of each model in MiB; 0: as many as it has, -1: none
 	DrainSeconds int    `yaml:"drain-seconds"` // at shutdown, time for running answers; 0: 10

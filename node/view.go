@@ -19,17 +19,13 @@ var _ api.Node = (*Node)(nil)
 
 // Status describes the node.
 func (n *Node) Status() api.Status {
-	owner := n.core.Net.Address()
-	if a, err := mesh.ParseAddress(n.cfg.Owner); err == nil {
-		owner = a
-	}
 	role := p2p.RoleHost
 	if n.cfg.Light {
 		role = p2p.RoleLight
 	}
 	s := api.Status{
 		Version: mesh.Version, Protocol: mesh.ProtocolVersion, Peer: n.core.Net.Address(), Role: role,
-		Network: n.genesis.Network(), Genesis: n.genesis.Hash(), Epoch: n.epoch(), Owner: owner,
+		Network: n.genesis.Network(), Genesis: n.genesis.Hash(), Epoch: n.epoch(), Owner: n.owner(),
 		Home: n.home.Dir, API: n.apiURL, PID: os.Getpid(), Started: n.started, UptimeS: int64(time.Since(n.started).Seconds()),
 		Addrs: n.core.Net.Addrs(), Peers: len(n.core.Net.Peers()), Reachability: reachabilityOf(n.core.Net.Reachability(), n.cfg.NoPortMap, n.cfg.Listen),
 		PricePrompt: n.prices().Prompt, PriceOutput: n.prices().Output,

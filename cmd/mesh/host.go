@@ -14,7 +14,7 @@ func hostCommand(g *globals) *cobra.Command {
 	var from signer
 	var target string
 	stake := &cobra.Command{
-		Use: "stake AMOUNT", Short: "Put collateral behind this node's host, which is registered first if it is not", Args: want("AMOUNT"),
+		Use: "stake AMOUNT", Short: "Put collateral behind this node's host, which its own key (no --key) registers first if it is not", Args: want("AMOUNT"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return g.stake(cmd, from, target, args[0], func(host []byte, amount uint64) *ledgerpb.Tx {
 				return &ledgerpb.Tx{Action: &ledgerpb.Tx_Stake{Stake: &ledgerpb.Stake{Host: host, Amount: amount}}}

@@ -76,7 +76,7 @@ func receiptCommand(g *globals) *cobra.Command {
 func verifyCommand(g *globals) *cobra.Command {
 	return &cobra.Command{
 		Use: "verify ID|FILE", Short: "Check signatures and chain of an answer's receipts, and what the ledger says of them", Args: want("ID|FILE"),
-		Long: "Check the receipts of an answer: form, signature of the host, that each goes on where the one before it ends, and, of those that an\n" +
+		Long: "Check the receipts of an answer: form, signature of the host, that each goes on where one before it ends, and, of those that an\n" +
 			"escrow pays, that the host settled them with this price. FILE is what `mesh receipt show ID --json` writes; - is the standard input.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := g.client()

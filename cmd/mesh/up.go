@@ -70,7 +70,7 @@ func upCommand(g *globals) *cobra.Command {
 	f.StringVar(&cfg.Trust, "trust", "", "HEIGHT:HASH of a ledger block to trust, where the genesis is too old to")
 	f.BoolVar(&cfg.NoMDNS, "no-mdns", false, "do not look for peers on the local network")
 	f.BoolVar(&cfg.NoPortMap, "no-portmap", false, "do not ask the router for a port")
-	f.IntVar(&cfg.InterTokenMS, "inter-token", 0, "a host silent for so many ms counts as dead (default 2000)")
+	f.IntVar(&cfg.InterTokenMS, "inter-token", 0, "a host without a token for so many ms counts as dead (default 2000; without any sign of life, 800)")
 	f.Int64Var(&cfg.ReceiptsMB, "receipts", 0, "space for receipts in MiB (default 256)")
 	f.Int64Var(&cfg.PackedMB, "packed-cache", 0, "MiB of packed weights to keep of each model for the next start (default as many as it has, -1 none)")
 	f.Int64Var(&cfg.SnapshotMB, "snapshot-mb", 0, "MiB of the largest snapshot of the ledger to fetch (default 65536)")
