@@ -47,13 +47,14 @@ func benchRows(all []engineBench) [][]string {
 			return fmt.Sprintf("%.1f (%.1f ×)", b.Batches[n].Speed, b.Batches[n].Ratio)
 		})
 	}
+	firstTokens(add)
 	pointers(add)
 	number("open in this process", "%.0f ms", func(b engineBench) float64 { return b.LoadMS })
 	return rows
 }
 
-// pointers adds the rows of figures that come together.
-func pointers(add func(string, func(engineBench) string)) {
+// firstTokens adds the rows of what others take from a newcomer.
+func firstTokens(add func(string, func(engineBench) string)) {
 	add("first token, idle", func(b engineBench) string {
 		if b.Newcomer == nil {
 			return ""
@@ -72,6 +73,10 @@ func pointers(add func(string, func(engineBench) string)) {
 		}
 		return fmt.Sprintf("%.0f ms (%.2f ×)", b.Newcomer.Other, b.Newcomer.OtherRatio)
 	})
+}
+
+// pointers adds the rows of the other figures that come together.
+func pointers(add func(string, func(engineBench) string)) {
 	add(fmt.Sprintf("check of %d tokens", answerTokens), func(b engineBench) string {
 		if b.Check == nil {
 			return ""
