@@ -333,7 +333,8 @@ func submitTx(ctx context.Context, c *api.Client, s signer, tx *ledgerpb.Tx) (ap
 	if err == nil || asked > 0 {
 		return done, err
 	}
-	// As the node does with its own: the parameters may have just changed.
+	// As the node does with its own: the parameters may have just changed. The number stays, so
+	// that a node which carried the first out, and says that it did not, gets no second one.
 	raised, low := ledger.RaisedFee(err.Error(), tx)
 	if !low {
 		return done, err
