@@ -271,6 +271,40 @@ func TestDevLedger(t *testing.T) {
 		t.Errorf("below what hosts ask: exit code %d, %s", code, stderr)
 	}
 
+	epoch, w := checkPaid(t, d, escrow)
+	checkWords(t, d)
+
+	// The whole network stops, and goes on.
+	before := closedEpoch(t, epoch, hosts...)
+	at := heightOf(hosts[0])
+	took := d.stop()
+	t.Logf("stopped in %s at height %d", took.Round(time.Millisecond), at)
+	if strict() && took > 5*time.Second {
+		t.Errorf("the network took %s to stop", took)
+	}
+	d = startDev(t, home, args...)
+	light, hosts = d.clients()
+	all = append([]*api.Client{light}, hosts...)
+	reach(t, at+2, all...)
+	if after := closedEpoch(t, epoch, all...); !reflect.DeepEqual(before, after) {
+		t.Errorf("epoch %d was %+v before the stop, and is %+v", epoch, before, after)
+	}
+	again, err := light.Wallet(t.Context(), mesh.Address{})
+	if err != nil || again.Balance != w.Balance || len(again.Escrows) != 1 || again.Escrows[0].Amount != w.Escrows[0].Amount {
+		t.Errorf("the client had %+v before the stop and has %+v, %v", w, again, err)
+	}
+	if code, _, stderr := meshCommand(t, "chat", "hello", "--max-tokens", "4", "--api", d.ready.API); code != exitDone {
+		t.Errorf("chat after the start: exit code %d: %s", code, stderr)
+	}
+	checkEscrowCommands(t, d)
+	agreeNow(t, all...)
+}
+
+// checkPaid asks within one epoch and follows the money from the escrow to the hosts. It
+// returns the epoch that it began in, and what the client has then.
+func checkPaid(t *testing.T, d *devProcess, escrow api.Escrow) (mesh.Epoch, api.Wallet) {
+	t.Helper()
+	light, hosts := d.clients()
 	// Within one epoch, so that one settlement has it all.
 	var s api.LedgerStatus
 	within(t, patience, "the first half of an epoch", func() bool {
@@ -278,53 +312,26 @@ func TestDevLedger(t *testing.T) {
 		s, err = light.LedgerStatus(t.Context())
 		return err == nil && s.Epoch >= 1 && s.Height-s.EpochFirst < (s.EpochNext-s.EpochFirst)/3
 	})
-	answers, earned := make(map[mesh.Address]mesh.Amount), make(map[mesh.Address]mesh.Amount)
 	watch := make(map[mesh.Address]*balances)
 	for i := range d.ready.Hosts {
 		watch[d.ready.Hosts[i].Peer] = watchBalance(t, hosts[i], d.ready.Hosts[i].Peer)
 	}
-	var epoch mesh.Epoch
-	var price mesh.Amount
-	for i := range 3 {
-		code, stdout, stderr := meshCommand(t, "chat", "What is Mesh?", "--max-tokens", "8", "--price-cap", "1000", "--json", "--api", d.ready.API)
-		var a chatAnswer
-		if err := json.Unmarshal([]byte(stdout), &a); code != exitDone || err != nil {
-			t.Fatalf("answer %d: exit code %d, %v: %s", i, code, err, stderr)
-		}
-		proof, err := light.Receipt(t.Context(), a.Receipt)
-		if err != nil || len(proof) != 1 || proof[0].Price == 0 {
-			t.Fatalf("receipt of answer %d: %+v, %v", i, proof, err)
-		}
-		price += proof[0].Price
-		answers[a.Host] += proof[0].Price
-	}
+	answers, price := askThrice(t, d)
 	now, err := light.LedgerStatus(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
+	earned := make(map[mesh.Address]mesh.Amount)
 	var paid mesh.Amount
 	var receipts uint64
 	// The client may hear of the turn of an epoch late, and a slow machine may have turned one more.
-	for epoch = s.Epoch - 1; epoch <= now.Epoch; epoch++ {
-		e := closedEpoch(t, epoch, all...)
+	for epoch := s.Epoch - 1; epoch <= now.Epoch; epoch++ {
+		e := closedEpoch(t, epoch, append(hosts, light)...)
 		paid, receipts = paid+e.Paid, receipts+e.Receipts
 		for _, r := range e.Rewards {
-			if r.Paid == 0 {
-				continue
-			}
-			earned[r.Host] += r.Paid
-			// It is closed some blocks after its end; before that its fees are paid, and
-			// before the next turn nothing else reaches the account.
-			next := e.Last + 1
-			length := e.Last + 1 - e.First
-			closed := next + max(8, length/6)
-			within(t, patience, "blocks after the close", func() bool { return heightOf(hosts[0]) > closed+2 })
-			if rose, seen := watch[r.Host].rise(closed, closed-1, next+length-1); !seen {
-				t.Logf("host %s: the machine was too slow to see the account before and after block %d", r.Host.Short(), closed)
-			} else if rose < r.Paid {
-				t.Errorf("host %s was paid %s, and its owner's account rose by %s", r.Host.Short(), r.Paid, rose)
-			} else {
-				t.Logf("host %s was paid %s, its owner's account rose by %s in block %d", r.Host.Short(), r.Paid, rose, closed)
+			if r.Paid > 0 {
+				earned[r.Host] += r.Paid
+				checkRise(t, e, r, watch[r.Host], hosts[0])
 			}
 		}
 	}
@@ -341,31 +348,51 @@ func TestDevLedger(t *testing.T) {
 	if err != nil || len(w.Escrows) != 1 || escrow.Amount-w.Escrows[0].Amount != price {
 		t.Errorf("the escrow had %s and has %+v after answers of %s, %v", escrow.Amount, w.Escrows, price, err)
 	}
-	checkWords(t, d)
+	return s.Epoch, w
+}
 
-	// The whole network stops, and goes on.
-	before := closedEpoch(t, s.Epoch, hosts...)
-	at := heightOf(hosts[0])
-	took := d.stop()
-	t.Logf("stopped in %s at height %d", took.Round(time.Millisecond), at)
-	if strict() && took > 5*time.Second {
-		t.Errorf("the network took %s to stop", took)
+// askThrice returns what the hosts ask for three answers, and the sum.
+func askThrice(t *testing.T, d *devProcess) (answers map[mesh.Address]mesh.Amount, price mesh.Amount) {
+	t.Helper()
+	light, _ := d.clients()
+	answers = make(map[mesh.Address]mesh.Amount)
+	for i := range 3 {
+		code, stdout, stderr := meshCommand(t, "chat", "What is Mesh?", "--max-tokens", "8", "--price-cap", "1000", "--json", "--api", d.ready.API)
+		var a chatAnswer
+		if err := json.Unmarshal([]byte(stdout), &a); code != exitDone || err != nil {
+			t.Fatalf("answer %d: exit code %d, %v: %s", i, code, err, stderr)
+		}
+		proof, err := light.Receipt(t.Context(), a.Receipt)
+		if err != nil || len(proof) != 1 || proof[0].Price == 0 {
+			t.Fatalf("receipt of answer %d: %+v, %v", i, proof, err)
+		}
+		price += proof[0].Price
+		answers[a.Host] += proof[0].Price
 	}
-	d = startDev(t, home, args...)
-	light, hosts = d.clients()
-	all = append([]*api.Client{light}, hosts...)
-	reach(t, at+2, all...)
-	if after := closedEpoch(t, s.Epoch, all...); !reflect.DeepEqual(before, after) {
-		t.Errorf("epoch %d was %+v before the stop, and is %+v", s.Epoch, before, after)
+	return answers, price
+}
+
+// checkRise looks for what a host was paid of an epoch in its owner's account.
+func checkRise(t *testing.T, e api.Epoch, r api.EpochReward, watch *balances, host *api.Client) {
+	t.Helper()
+	// It is closed some blocks after its end; before that its fees are paid, and
+	// before the next turn nothing else reaches the account.
+	next := e.Last + 1
+	length := e.Last + 1 - e.First
+	closed := next + max(8, length/6)
+	within(t, patience, "blocks after the close", func() bool { return heightOf(host) > closed+2 })
+	if rose, seen := watch.rise(closed, closed-1, next+length-1); !seen {
+		t.Logf("host %s: the machine was too slow to see the account before and after block %d", r.Host.Short(), closed)
+	} else if rose < r.Paid {
+		t.Errorf("host %s was paid %s, and its owner's account rose by %s", r.Host.Short(), r.Paid, rose)
+	} else {
+		t.Logf("host %s was paid %s, its owner's account rose by %s in block %d", r.Host.Short(), r.Paid, rose, closed)
 	}
-	again, err := light.Wallet(t.Context(), mesh.Address{})
-	if err != nil || again.Balance != w.Balance || len(again.Escrows) != 1 || again.Escrows[0].Amount != w.Escrows[0].Amount {
-		t.Errorf("the client had %+v before the stop and has %+v, %v", w, again, err)
-	}
-	if code, _, stderr := meshCommand(t, "chat", "hello", "--max-tokens", "4", "--api", d.ready.API); code != exitDone {
-		t.Errorf("chat after the start: exit code %d: %s", code, stderr)
-	}
-	// The README's example, and an ID in short.
+}
+
+// checkEscrowCommands is the README's example, and an ID in short.
+func checkEscrowCommands(t *testing.T, d *devProcess) {
+	t.Helper()
 	code, stdout, stderr := meshCommand(t, "wallet", "escrow", "10", "--json", "--home", d.ready.Home)
 	var opened api.Submitted
 	if err := json.Unmarshal([]byte(stdout), &opened); code != exitDone || err != nil || opened.Escrow.IsZero() {
@@ -374,7 +401,6 @@ func TestDevLedger(t *testing.T) {
 	if code, stdout, stderr := meshCommand(t, "wallet", "escrow", "top", opened.Escrow.String()[:8], "1", "--home", d.ready.Home); code != exitDone || !strings.Contains(stdout, "top_escrow") {
 		t.Errorf("top it: exit code %d: %s%s", code, stdout, stderr)
 	}
-	agreeNow(t, all...)
 }
 
 // checkWords looks at what the commands say of the ledger.
