@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"unicode/utf8"
 
 	"google.golang.org/protobuf/proto"
 
@@ -103,19 +104,31 @@ func OwnContext(c *inferencepb.Capability) int {
 const (
 	templateTokens  = 4096 // once: a system prompt of its own, how to call tools
 	messageTokens   = 64   // around each message
-	templateRewrite = 4    // per byte of JSON, which it writes anew, with spaces
+	templateRewrite = 6    // per byte of JSON, which it writes anew: with spaces, and \ufdfa in full
 	plainTokens     = 64   // around a prompt without a template: marks of begin and end
+	growth          = 10   // more per byte that is not ASCII: NFKC makes 33 bytes of the 3 of U+FDFA
 )
 
 // MostPrompt bounds the prompt tokens of a question for who does not have the model's
-// tokenizer: none gives more than a token for each byte of text.
+// tokenizer: none gives more than a token for each byte of text in its normal form.
 func MostPrompt(q *inferencepb.Question) int {
-	n := plainTokens + len(q.GetPrompt()) + len(q.GetPromptTokens())
+	n := plainTokens + mostTokens(q.GetPrompt()) + len(q.GetPromptTokens())
 	if len(q.GetMessages()) > 0 {
-		n += templateTokens + len(q.GetTemplateArgs()) + templateRewrite*len(q.GetTools()) + len(q.GetToolChoice())
+		n += templateTokens + mostTokens(q.GetToolChoice()) + templateRewrite*(mostTokens(q.GetTemplateArgs())+mostTokens(q.GetTools()))
 	}
 	for _, m := range q.GetMessages() {
-		n += messageTokens + len(m.GetContent()) + len(m.GetName()) + len(m.GetToolCallId()) + templateRewrite*len(m.GetToolCalls())
+		n += messageTokens + mostTokens(m.GetContent()) + mostTokens(m.GetName()) + mostTokens(m.GetToolCallId()) +
+			templateRewrite*mostTokens(m.GetToolCalls())
+	}
+	return n
+}
+
+func mostTokens(s string) int {
+	n := len(s)
+	for i := range len(s) {
+		if s[i] >= utf8.RuneSelf {
+			n += growth
+		}
 	}
 	return n
 }

@@ -203,3 +203,19 @@ func TestPromptCount(t *testing.T) {
 		})
 	}
 }
+
+// TestOwnCount: what this node counts itself stands, however few bytes the question has.
+func TestOwnCount(t *testing.T) {
+	q := &question{req: new(inference.Request), most: 100}
+	for _, tt := range []struct {
+		own   int64
+		count uint32
+		lie   bool
+	}{{500, 500, false}, {500, 499, true}, {0, 100, false}, {0, 101, true}} {
+		q.count.Store(tt.own)
+		k := &call{c: &choice{q: q}}
+		if err := k.counted(&inference.Receipt{Pb: &inferencepb.Receipt{PromptTokens: tt.count}}); (err != nil) != tt.lie {
+			t.Errorf("this node counts %d, a host %d: %v", tt.own, tt.count, err)
+		}
+	}
+}
