@@ -204,7 +204,7 @@ func (c *choice) exhausted() error {
 	if c.last == nil {
 		return fmt.Errorf("%w: nobody who serves %s is reachable; see `mesh peer ls` and `mesh doctor`", inference.ErrNoHost, c.q.model.Short())
 	}
-	if c.unpaid == c.hosts {
+	if c.unpaid > 0 && c.unpaid == c.hosts {
 		return fmt.Errorf("%w: of the hosts of %s %d were asked; the last: %s", inference.ErrUnpaid, c.q.model.Short(), c.hosts, c.last.Error())
 	}
 	// Only as text: what the last host said does not hold for all.

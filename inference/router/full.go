@@ -15,7 +15,7 @@ import (
 type full struct {
 	host  ranked
 	at    time.Time // when it may have some
-	times uint      // that it said so in a row
+	times uint      // that it refused calls so in a row
 	said  string
 }
 
@@ -41,7 +41,7 @@ func (q *question) queues(list []Candidate, need int) error {
 		default:
 			wait := max(time.Duration(rec.offer.GetWaitMs())*time.Millisecond, fullWait)
 			e.hosts = append(e.hosts, full{
-				ranked{peer: c.Peer, capability: c.Capability}, now.Add(wait + rand.N(wait/4+1)), 1, fmt.Sprintf("%.300s", rec.offer.GetReason()),
+				ranked{peer: c.Peer, capability: c.Capability}, now.Add(wait + rand.N(wait/4+1)), 0, fmt.Sprintf("%.300s", rec.offer.GetReason()),
 			})
 		}
 	}

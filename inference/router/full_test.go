@@ -222,6 +222,43 @@ func TestQueuesFull(t *testing.T) {
 	})
 }
 
+// TestFullAndGone: a host whose queue is full and which is no good any more while others wait
+// for it, dead or caught at a lie, asked nobody for money.
+func TestFullAndGone(t *testing.T) {
+	for name, end := range map[string]func(*world){
+		"dead":   func(w *world) { w.order[0].kill() },
+		"caught": func(w *world) { w.router.caught(hostKey{w.order[0].addr, modelID}, errors.New("a lie")) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, 1, func(int) *engine { return &engine{pace: 100 * time.Millisecond, slots: 1} }, func(h *hostConfig, _ *Config) {
+					if h != nil {
+						h.Queue = 1
+					}
+				})
+				defer w.close()
+				run := func() error {
+					_, err := w.collect(t.Context(), ask(100), nil)
+					return err
+				}
+				var wg sync.WaitGroup
+				for range 2 {
+					wg.Go(func() { _ = run() }) // one has the slot, one the queue
+					time.Sleep(2 * offerFresh)
+				}
+				wg.Go(func() {
+					if err := run(); !errors.Is(err, inference.ErrNoHost) || errors.Is(err, inference.ErrUnpaid) {
+						t.Errorf("error %v", err)
+					}
+				})
+				time.Sleep(2 * offerFresh)
+				end(w)
+				wg.Wait()
+			})
+		})
+	}
+}
+
 // TestTooManyTasks: what may not be announced was not found, and whether a model is known
 // to nobody is then not known.
 func TestTooManyTasks(t *testing.T) {
