@@ -168,8 +168,9 @@ var (
 	ErrNoHost       = errors.New("no host can answer now") // all gone
 	ErrUnpaid       = errors.New("no escrow pays for it")  // and hosts want money
 	ErrTooDear      = errors.New("no host at or below the price cap")
-	ErrInvalid      = errors.New("invalid request")      // the caller's fault
-	ErrBusy         = errors.New("busy")                 // the queue is full, of this host or of all
+	ErrInvalid      = errors.New("invalid request") // the caller's fault
+	ErrBusy         = errors.New("busy")            // the queue is full, of this host or of all
+	ErrHeld         = errors.New("it waits in memory until the disk takes it")
 	ErrNumeric      = errors.New("outside the contract") // a value left the numeric contract
 )
 

@@ -99,6 +99,8 @@ func (r *Refusal) Unwrap() error {
 		return ErrBusy
 	case CodeUnpaid:
 		return ErrUnpaid
+	case CodeTooDear:
+		return ErrTooDear
 	}
 	return nil
 }

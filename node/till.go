@@ -463,7 +463,7 @@ func (t *till) Voucher(signed *inferencepb.Signed) error {
 			Message: fmt.Sprintf("the voucher acknowledges %d answers, there are %d, those that run included: sign it for no more", v.Receipts, most)}
 	}
 	err = t.store.PutVoucher(v, signed)
-	held := errors.Is(err, receipts.ErrHeld)
+	held := errors.Is(err, inference.ErrHeld)
 	if err != nil && !held {
 		return err
 	}

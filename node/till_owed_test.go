@@ -15,7 +15,6 @@ import (
 	"github.com/gonka-mesh/mesh/consensus/ledger"
 	"github.com/gonka-mesh/mesh/inference"
 	"github.com/gonka-mesh/mesh/inference/inferencepb"
-	"github.com/gonka-mesh/mesh/inference/receipts"
 )
 
 // burst begins answers of a payer until one is refused, and ends them as the host does.
@@ -435,7 +434,7 @@ func TestFullDiskServes(t *testing.T) {
 		last = v
 		func() {
 			defer limitFiles(t, 1)()
-			if err := s.store.Put(req.Hash, r.Signed); !errors.Is(err, receipts.ErrHeld) {
+			if err := s.store.Put(req.Hash, r.Signed); !errors.Is(err, inference.ErrHeld) {
 				t.Fatalf("a receipt on a full disk: %v", err)
 			}
 			done(r.Signed)

@@ -391,7 +391,9 @@ func (a *answer) keep(signed *inferencepb.Signed) {
 	if signed == nil || a.h.cfg.Receipts == nil {
 		return
 	}
-	if err := a.h.cfg.Receipts.Put(a.call.Request.Hash, signed); err != nil {
+	if err := a.h.cfg.Receipts.Put(a.call.Request.Hash, signed); errors.Is(err, inference.ErrHeld) {
+		a.h.cfg.Log.Warn("a receipt waits in memory", "request", a.call.Request.Hash, "error", err)
+	} else if err != nil {
 		a.h.cfg.Log.Error("a receipt was not kept", "request", a.call.Request.Hash, "error", err)
 	}
 }

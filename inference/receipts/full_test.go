@@ -81,7 +81,7 @@ func TestFullDisk(t *testing.T) {
 	kept, failed := before, 0
 	for i := before; failed < 20 && i < 2000; i++ {
 		switch err := put(i); {
-		case err != nil && !errors.Is(err, ErrHeld):
+		case err != nil && !errors.Is(err, inference.ErrHeld):
 			lift()
 			t.Fatal(err)
 		case err != nil:
@@ -109,7 +109,7 @@ func TestFullDisk(t *testing.T) {
 	for i, c := range []struct {
 		amount mesh.Amount
 		want   error
-	}{{10, ErrHeld}, {20, ErrHeld}, {5, ErrLess}} {
+	}{{10, inference.ErrHeld}, {20, inference.ErrHeld}, {5, ErrLess}} {
 		if err := voucher(t, s, host, 7, "e", c.amount, uint64(i+1)); !errors.Is(err, c.want) {
 			lift()
 			t.Fatalf("voucher %d on a full disk: %v, want %v", i, err, c.want)
@@ -141,7 +141,7 @@ func TestFullDisk(t *testing.T) {
 
 	// What is lost in the end is told.
 	lift = limitFiles(t, 1)
-	if err := s.Put(id(kept+failed+2), receipt(t, 1, id(kept+failed+2), 0, 0, 1, inference.FinishEOS)); !errors.Is(err, ErrHeld) {
+	if err := s.Put(id(kept+failed+2), receipt(t, 1, id(kept+failed+2), 0, 0, 1, inference.FinishEOS)); !errors.Is(err, inference.ErrHeld) {
 		t.Errorf("a receipt on a full disk: %v", err)
 	}
 	err = s.Close()

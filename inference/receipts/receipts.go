@@ -86,9 +86,6 @@ const (
 
 var errClosed = errors.New("the store of receipts is closed")
 
-// ErrHeld is a put that the disk did not take: it waits in memory.
-var ErrHeld = errors.New("it waits in memory until it can be done")
-
 const lockWait = 5 * time.Second
 
 // Open opens or makes a store.
@@ -191,7 +188,7 @@ func (s *Store) write() {
 		held = nil
 		if err != nil {
 			held = worthHolding(all)
-			err = fmt.Errorf("write receipts %s: %w; %w", s.cfg.Path, err, ErrHeld)
+			err = fmt.Errorf("write receipts %s: %w; %w", s.cfg.Path, err, inference.ErrHeld)
 		}
 		for _, p := range batch {
 			p.done <- cmp.Or(p.err, err)

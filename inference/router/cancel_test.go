@@ -208,7 +208,7 @@ func TestPriceCap(t *testing.T) {
 			t.Errorf("at the cap: %v", err)
 		}
 		a.PriceCap--
-		if _, err := w.collect(t.Context(), a, nil); !errors.Is(err, inference.ErrNoHost) {
+		if _, err := w.collect(t.Context(), a, nil); !errors.Is(err, inference.ErrTooDear) {
 			t.Errorf("over the cap: %v", err)
 		}
 	})

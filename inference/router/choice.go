@@ -40,6 +40,7 @@ type choice struct {
 	invalid  error         // what a host found wrong with the request
 	invalids int           // hosts that did
 	unpaid   int           // hosts that want money which this node's escrow does not have for them
+	dear     int           // hosts for which the price cap is too low
 	wait     time.Duration // until some host may be worth a second try; 0: none is
 	searched bool          // a task was announced
 	again    bool          // the second try is on
@@ -204,8 +205,12 @@ func (c *choice) exhausted() error {
 	if c.last == nil {
 		return fmt.Errorf("%w: nobody who serves %s is reachable; see `mesh peer ls` and `mesh doctor`", inference.ErrNoHost, c.q.model.Short())
 	}
-	if c.unpaid > 0 && c.unpaid == c.hosts {
+	switch {
+	case c.hosts == 0: // none was asked
+	case c.unpaid == c.hosts:
 		return fmt.Errorf("%w: of the hosts of %s %d were asked; the last: %s", inference.ErrUnpaid, c.q.model.Short(), c.hosts, c.last.Error())
+	case c.dear == c.hosts:
+		return fmt.Errorf("%w: of the hosts of %s %d were asked; the last: %s", inference.ErrTooDear, c.q.model.Short(), c.hosts, c.last.Error())
 	}
 	// Only as text: what the last host said does not hold for all.
 	return fmt.Errorf("%w: of the hosts of %s %d were tried; the last: %s", inference.ErrNoHost, c.q.model.Short(), c.hosts, c.last.Error())
@@ -228,6 +233,9 @@ func (c *choice) giveUp(host ranked, l *lost) {
 	c.hosts++
 	r.cfg.Log.Info("a host was given up", "host", peer, "why", l.why, "error", l.err,
 		"request", c.q.req.Hash, "choice", c.index, "token", len(c.tokens))
+	if l.why == whyCap || l.refusal != nil && l.refusal.Code == inference.CodeTooDear {
+		c.dear++
+	}
 	again := secondTry
 	switch {
 	case l.why == whyFull, l.why == whyCap, l.refusal != nil && l.refusal.Code == inference.CodeTooSmall:
@@ -278,7 +286,9 @@ func (c *choice) read() {
 // where its host has broken off and did what it signed for.
 func (q *question) keep(receipt *inference.Receipt, broken bool) {
 	if q.r.cfg.Receipts != nil {
-		if err := q.r.cfg.Receipts.Put(q.req.Hash, receipt.Signed); err != nil {
+		if err := q.r.cfg.Receipts.Put(q.req.Hash, receipt.Signed); errors.Is(err, inference.ErrHeld) {
+			q.r.cfg.Log.Warn("a receipt waits in memory", "request", q.req.Hash, "error", err)
+		} else if err != nil {
 			q.r.cfg.Log.Error("a receipt was not kept", "request", q.req.Hash, "error", err)
 		}
 	}

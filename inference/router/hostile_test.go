@@ -304,6 +304,19 @@ func (w *world) addRefusing(n int, r *inference.Refusal) *peer {
 	return p
 }
 
+// TestNoProof: why a host shows no proof is said in its words, without the JSON around them.
+func TestNoProof(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 0, nil)
+		defer w.close()
+		p := w.addRefusing(60, &inference.Refusal{Code: inference.CodeInvalid, Message: "nothing is settled"})
+		_, err := w.router.Proof(t.Context(), p.addr, mesh.Hash{1})
+		if want := p.addr.Short() + " says: nothing is settled"; err == nil || err.Error() != want {
+			t.Errorf("%v, want %s", err, want)
+		}
+	})
+}
+
 // TestRefusals checks which refusals are believed and which lead to the next host.
 func TestRefusals(t *testing.T) {
 	long := &inference.Refusal{Code: inference.CodeTooLong, Message: "long", Prompt: 90, MaxTokens: 20, Context: 100}
@@ -323,7 +336,8 @@ func TestRefusals(t *testing.T) {
 		{"forbidden", []*inference.Refusal{{Code: inference.CodeForbidden}}, false, inference.ErrNoHost},
 		{"unknown model", []*inference.Refusal{{Code: inference.CodeUnknownModel}}, true, nil},
 		{"internal", []*inference.Refusal{{Code: inference.CodeInternal}}, true, nil},
-		{"too dear", []*inference.Refusal{{Code: inference.CodeTooDear}}, false, inference.ErrNoHost},
+		{"too dear", []*inference.Refusal{{Code: inference.CodeTooDear}}, false, inference.ErrTooDear},
+		{"too dear, and one that refuses", []*inference.Refusal{{Code: inference.CodeTooDear}, {Code: inference.CodeForbidden}}, false, inference.ErrNoHost},
 		{"unpaid, then honest", []*inference.Refusal{unpaid, unpaid}, true, nil},
 		{"all unpaid", []*inference.Refusal{unpaid, unpaid}, false, inference.ErrUnpaid},
 		{"unpaid, and busy and then gone", []*inference.Refusal{unpaid, busy}, false, inference.ErrNoHost},

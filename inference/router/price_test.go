@@ -149,7 +149,7 @@ func TestRequestTooDear(t *testing.T) {
 		defer w.close()
 		a := ask(10)
 		a.PriceCap = 1
-		if _, err := w.collect(t.Context(), a, nil); err == nil || !strings.Contains(err.Error(), "the cap is") {
+		if _, err := w.collect(t.Context(), a, nil); !errors.Is(err, inference.ErrTooDear) || !strings.Contains(err.Error(), "the cap is") {
 			t.Errorf("%v", err)
 		}
 		w.router.hosts.mu.Lock()
