@@ -97,6 +97,7 @@ func (e *engine) running() int {
 type keeper struct {
 	mu   sync.Mutex
 	list []*inference.Receipt // guarded by mu
+	fail error                // what Put returns
 }
 
 func (k *keeper) Put(_ mesh.Hash, s *inferencepb.Signed) error {
@@ -107,7 +108,7 @@ func (k *keeper) Put(_ mesh.Hash, s *inferencepb.Signed) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.list = append(k.list, r)
-	return nil
+	return k.fail
 }
 
 func (k *keeper) all() []*inference.Receipt {

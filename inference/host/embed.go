@@ -38,6 +38,8 @@ func (a *answer) embed() {
 		a.end(a.broken())
 	case errors.Is(err, inference.ErrNumeric):
 		a.end(inference.FinishNumeric)
+	case errors.Is(err, inference.ErrBusy): // answers have its memory
+		a.end(inference.FinishAborted)
 	default:
 		a.h.cfg.Log.Error("the engine failed", "model", a.lane.info.Name, "error", err)
 		a.end(inference.FinishAborted)

@@ -1,8 +1,11 @@
 package host
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"log/slog"
 	"math"
 	"strings"
 	"testing"
@@ -229,6 +232,37 @@ func TestEmbedAdmission(t *testing.T) {
 				}
 				if r := s.refusal(t); r.Code != tt.code {
 					t.Errorf("refused with %s: %s", r.Code, r.Message)
+				}
+			})
+		})
+	}
+}
+
+// TestEmbedLog: only what an operator has to look after is an error in the log.
+func TestEmbedLog(t *testing.T) {
+	for _, tt := range []struct {
+		name       string
+		fail, keep error
+		level      string // of the line; empty: there is none
+	}{
+		{"a fault", errors.New("no memory"), nil, "ERROR"},
+		{"answers have the memory", fmt.Errorf("%w: no pages", inference.ErrBusy), nil, ""},
+		{"a receipt that waits", nil, fmt.Errorf("no room: %w", inference.ErrHeld), "WARN"},
+		{"a receipt that is lost", nil, errors.New("no room"), "ERROR"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var log bytes.Buffer
+				b := newBench(t, &engine{slots: 1, width: 4, fail: tt.fail}, Config{Log: slog.New(slog.NewTextHandler(&log, nil))})
+				b.kept.fail = tt.keep
+				_, signed := embedRequest(t, 2, "hello", nil)
+				f, _ := b.post(2, "/v1/infer", callBody(t, signed)).last(t)
+				if (f.Finish == inference.FinishAborted) != (tt.fail != nil) {
+					t.Errorf("it ended as %s", f.Finish)
+				}
+				b.close()
+				if said := log.String(); tt.level == "" && said != "" || !strings.Contains(said, tt.level) || tt.level == "WARN" && strings.Contains(said, "ERROR") {
+					t.Errorf("log: %s", said)
 				}
 			})
 		})

@@ -96,6 +96,11 @@ type Engine struct {
 
 	settled *time.Timer // see settleDelay
 
+	lendWait time.Duration // see there
+	// Until then who waits for memory holds up nobody: those who waited behind one that
+	// gave up come first. Guarded by mu.
+	noDebt time.Time
+
 	passing chan struct{} // holds one element while a sequence is scored
 	memory  *memory       // the scheduler's
 	freed   chan struct{} // holds one element when a sequence has left the batch
@@ -135,7 +140,7 @@ func open(cfg Config) (*Engine, *scheduler, error) {
 	}
 	e := &Engine{
 		slots: defaultIf(cfg.Slots, defaultSlots), chunk: cfg.Chunk,
-		clock: time.Now, groups: make(map[mesh.Address]*group),
+		clock: time.Now, lendWait: lendWait, groups: make(map[mesh.Address]*group),
 		wake: make(chan struct{}, 1), done: make(chan struct{}), passing: make(chan struct{}, 1), freed: make(chan struct{}, 1),
 	}
 	switch cfg.KV {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"time"
 
 	"github.com/gonka-mesh/mesh/inference"
 	"github.com/gonka-mesh/mesh/inference/kernel"
@@ -19,6 +20,10 @@ const (
 	freeChunk  = 256 // when nothing runs
 )
 
+// lendWait is how long what is scored waits for memory: an answer that has it may run for
+// an hour, and no other begins meanwhile.
+const lendWait = 5 * time.Second
+
 var (
 	_ inference.Scorer    = (*Engine)(nil)
 	_ inference.Forwarder = (*Engine)(nil)
@@ -26,7 +31,8 @@ var (
 )
 
 // Score computes a sequence as a prompt is computed, in chunks that take turns with
-// the running answers. It waits for memory for all its keys and values.
+// the running answers. It waits for memory for all its keys and values, and fails with
+// ErrBusy where it gets none for long.
 func (e *Engine) Score(ctx context.Context, s inference.Scoring, emit func(inference.Position) error) error {
 	switch {
 	case len(s.Tokens) == 0:
@@ -182,11 +188,13 @@ func (e *Engine) pass(ctx context.Context, sequences [][]input, done func(b, at,
 }
 
 // borrow takes memory for keys and values that the scheduler does not keep. While it
-// waits, answers that run go on and no others begin, so that it is not for ever.
+// waits, answers that run go on and no others begin, or those would take what they leave.
 func (e *Engine) borrow(ctx context.Context, pages int) error {
 	if pages > e.memory.limit {
 		return fmt.Errorf("%w: %d pages of keys and values, the memory holds %d", inference.ErrInvalid, pages, e.memory.limit)
 	}
+	late := time.NewTimer(e.lendWait)
+	defer late.Stop()
 	for {
 		if e.lend(pages) {
 			return nil
@@ -195,6 +203,11 @@ func (e *Engine) borrow(ctx context.Context, pages int) error {
 		select {
 		case <-e.freed:
 			continue
+		case <-late.C:
+			err = fmt.Errorf("%w: memory for %d pages of keys and values did not come free within %s", inference.ErrBusy, pages, e.lendWait)
+			e.mu.Lock()
+			e.noDebt = e.clock().Add(e.lendWait)
+			e.mu.Unlock()
 		case <-ctx.Done():
 			err = ctx.Err()
 		case <-e.done:
@@ -211,6 +224,9 @@ func (e *Engine) lend(pages int) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	ok := e.memory.lend(pages)
+	if e.clock().Before(e.noDebt) {
+		e.memory.owed = 0
+	}
 	e.pages = e.memory.load()
 	e.stir()
 	return ok

@@ -176,6 +176,7 @@ func TestScoreMemory(t *testing.T) {
 	}
 	const pages = 3
 	e := start(t, Config{File: small(t), Threads: 2, Memory: pages * shape.pageBytes})
+	e.lendWait = time.Minute
 	later := generation(5, 20, 5)
 	want := mustAsk(t, e, later).ids()
 	checked := inference.Scoring{Tokens: generation(6, 300, 1).Prompt} // 2 pages
@@ -287,5 +288,54 @@ func TestScoreMemory(t *testing.T) {
 	}
 	if _, err := e.Forward(t.Context(), big); !errors.Is(err, inference.ErrInvalid) {
 		t.Errorf("a batch that never fits: %v", err)
+	}
+}
+
+// TestScoreGivesUp: what waits for memory that an answer has for long gives up, and those
+// who waited behind it come before the next one that waits.
+func TestScoreGivesUp(t *testing.T) {
+	shape, err := newMemory(small(t).Config, kernel.F16, 1<<30)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := start(t, Config{File: small(t), Threads: 2, Memory: 3 * shape.pageBytes})
+	e.lendWait = 200 * time.Millisecond
+	e.compute.Lock()
+	e.mu.Lock()
+	held, _, err := e.memory.take(mesh.Address{9}, make([]int32, 2*pagePositions))
+	e.mu.Unlock()
+	e.compute.Unlock()
+	if err != nil || held == nil {
+		t.Fatalf("no memory: %v", err)
+	}
+	checked := inference.Scoring{Tokens: generation(6, 300, 1).Prompt} // 2 pages
+	first := make(chan error, 1)
+	go func() { first <- e.Score(t.Context(), checked, nil) }()
+	for owed := 0; owed == 0; time.Sleep(time.Millisecond) {
+		e.compute.Lock()
+		owed = e.memory.owed
+		e.compute.Unlock()
+	}
+	next := make(chan error, 1)
+	go func() {
+		_, err := ask(t.Context(), e, generation(5, 20, 5))
+		next <- err
+	}()
+	waitFor(t, e, 0, 1) // though its one page is free
+	if err := <-first; !errors.Is(err, inference.ErrBusy) {
+		t.Fatalf("the first check: %v", err)
+	}
+	second := make(chan error, 1)
+	e.lendWait = time.Minute
+	go func() { second <- e.Score(t.Context(), checked, nil) }()
+	select {
+	case err := <-next:
+		if err != nil {
+			t.Error(err)
+		}
+	case err := <-second:
+		t.Fatalf("the second check: %v", err)
+	case <-time.After(30 * time.Second):
+		t.Fatal("an answer still waits for the one that gave up")
 	}
 }

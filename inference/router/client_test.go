@@ -5,8 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/gonka-mesh/mesh"
@@ -154,4 +156,26 @@ func (w *world) receipts(choice int) []*inference.Receipt {
 		}
 	}
 	return out
+}
+
+// TestHeldReceipt: a receipt that waits for the disk is not lost, and no error in the log.
+func TestHeldReceipt(t *testing.T) {
+	for _, tt := range []struct {
+		err   error
+		level string
+	}{{nil, ""}, {fmt.Errorf("no room: %w", inference.ErrHeld), "WARN"}, {errors.New("no room"), "ERROR"}} {
+		synctest.Test(t, func(t *testing.T) {
+			var log bytes.Buffer
+			w := newWorld(t, 1, func(int) *engine { return new(engine) })
+			w.keeper.fail = tt.err
+			w.router.cfg.Log = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelWarn}))
+			_, err := w.collect(t.Context(), ask(5), nil)
+			if w.close(); err != nil {
+				t.Error(err)
+			}
+			if said := log.String(); tt.level == "" && said != "" || !strings.Contains(said, tt.level) || tt.level == "WARN" && strings.Contains(said, "ERROR") {
+				t.Errorf("%v: log: %s", tt.err, said)
+			}
+		})
+	}
 }

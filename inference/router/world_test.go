@@ -70,6 +70,7 @@ type peer struct {
 type keeper struct {
 	mu   sync.Mutex
 	list []*inference.Receipt // guarded by mu
+	fail error                // what Put returns
 }
 
 func (k *keeper) Put(request mesh.Hash, s *inferencepb.Signed) error {
@@ -80,7 +81,7 @@ func (k *keeper) Put(request mesh.Hash, s *inferencepb.Signed) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.list = append(k.list, r)
-	return nil
+	return k.fail
 }
 
 func (k *keeper) all() []*inference.Receipt {
