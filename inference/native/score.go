@@ -206,7 +206,9 @@ func (e *Engine) borrow(ctx context.Context, pages int) error {
 		case <-late.C:
 			err = fmt.Errorf("%w: memory for %d pages of keys and values did not come free within %s", inference.ErrBusy, pages, e.lendWait)
 			e.mu.Lock()
-			e.noDebt = e.clock().Add(e.lendWait)
+			if e.memory.owed > 0 { // else it held up nobody, and the next one may
+				e.noDebt = e.clock().Add(e.lendWait)
+			}
 			e.mu.Unlock()
 		case <-ctx.Done():
 			err = ctx.Err()

@@ -325,6 +325,20 @@ func TestScoreGivesUp(t *testing.T) {
 	if err := <-first; !errors.Is(err, inference.ErrBusy) {
 		t.Fatalf("the first check: %v", err)
 	}
+	// One that gives up and held up nobody is no reason to let others go first again.
+	quiet := time.Now().Add(time.Hour)
+	e.lendWait = time.Millisecond
+	e.mu.Lock()
+	e.noDebt = quiet
+	e.mu.Unlock()
+	if err := e.Score(t.Context(), checked, nil); !errors.Is(err, inference.ErrBusy) {
+		t.Fatalf("a check in the time of others: %v", err)
+	}
+	e.mu.Lock()
+	if !e.noDebt.Equal(quiet) {
+		t.Errorf("it holds up nobody until %s, want %s", e.noDebt, quiet)
+	}
+	e.mu.Unlock()
 	second := make(chan error, 1)
 	e.lendWait = time.Minute
 	go func() { second <- e.Score(t.Context(), checked, nil) }()
