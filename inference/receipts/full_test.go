@@ -150,3 +150,59 @@ func TestFullDisk(t *testing.T) {
 		t.Errorf("closed on a full disk: %v", err)
 	}
 }
+
+// TestHeldForLong: of more than the memory holds the oldest receipts go, no voucher, and what
+// went is told in the end.
+func TestHeldForLong(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "receipts.db")
+	s := open(t, Config{Path: path})
+	s.maxHeld = 3
+	id := func(i int) mesh.Hash { return mesh.HashOf([]byte{byte(i)}) }
+	host := hostOf(t, receipt(t, 1, id(0), 0, 0, 1, inference.FinishEOS))
+	lift := limitFiles(t, 1)
+	for _, account := range []string{"e", "f"} {
+		if err := voucher(t, s, host, 7, account, 1, 1); !errors.Is(err, inference.ErrHeld) {
+			lift()
+			t.Fatalf("a voucher on a full disk: %v", err)
+		}
+	}
+	for i := range 5 {
+		if err := s.Put(id(i), receipt(t, 1, id(i), 0, 0, 1, inference.FinishEOS)); !errors.Is(err, inference.ErrHeld) {
+			lift()
+			t.Fatalf("a receipt on a full disk: %v", err)
+		}
+	}
+	lift()
+	if err := s.Close(); err == nil || !strings.HasPrefix(err.Error(), "2 receipts and vouchers") {
+		t.Errorf("closed: %v", err)
+	}
+	s = open(t, Config{Path: path})
+	kept := ""
+	for i := range 5 {
+		got, err := s.Get(id(i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		kept += fmt.Sprint(len(got))
+	}
+	vouchers := 0
+	if err := s.VouchersFor(host, 7, func(inference.SignedVoucher) { vouchers++ }); err != nil {
+		t.Fatal(err)
+	}
+	if kept != "00111" || vouchers != 2 {
+		t.Errorf("receipts %s and %d vouchers are kept", kept, vouchers)
+	}
+}
+
+// TestHeldCovers: a voucher in the place of another one that waited is for its receipts, too.
+func TestHeldCovers(t *testing.T) {
+	of := func(amount mesh.Amount, part byte) *put {
+		return &put{voucher: &voucherPut{inference.Voucher{Amount: amount}, nil, []Part{{part}}}}
+	}
+	for _, amounts := range [][2]mesh.Amount{{1, 2}, {2, 1}} {
+		held, lost := worthHolding([]*put{of(amounts[0], 1), of(amounts[1], 2)}, 0)
+		if len(held) != 1 || lost != 0 || held[0].voucher.Amount != 2 || len(held[0].voucher.covers) != 2 {
+			t.Errorf("%v: %d held, %d lost", amounts, len(held), lost)
+		}
+	}
+}

@@ -1,8 +1,9 @@
 // Package receipts keeps signed receipts on disk: those that a node's host signed
 // and those that its router was given. It is one bbolt file. Put returns when the
 // receipt is on disk; receipts that come at the same time share one commit. What a full
-// disk does not take is held in memory, and written when there is room. Payers' vouchers
-// take the same way.
+// disk does not take is held in memory, and written when there is room: up to 16,384
+// receipts, of which the oldest go first. Payers' vouchers take the same way, and of those
+// of an account the one for most is always held.
 package receipts
 
 import (
@@ -45,7 +46,9 @@ type Store struct {
 	stop  chan struct{} // closed by Close
 	once  sync.Once
 	ended chan struct{} // closed when the writer has ended
-	lost  error         // what the writer could not write at its end; read after ended
+	lost  error         // what the writer could not write, or hold; read after ended
+
+	maxHeld int // receipts; the writer's
 
 	broken atomic.Pointer[error] // by which damage a transaction that writes has ended
 }
@@ -80,7 +83,7 @@ const keyLen = 32 + 4 + 4 + 32
 
 const (
 	maxBatch   = 256             // puts that share a commit
-	maxHeld    = 16 << 10        // puts that wait until the disk takes them
+	maxHeld    = 16 << 10        // receipts that wait until the disk takes them
 	retryEvery = 5 * time.Second // while some wait
 )
 
@@ -96,7 +99,7 @@ func Open(cfg Config) (*Store, error) {
 	if cfg.MaxBytes <= 0 {
 		cfg.MaxBytes = 128 << 20
 	}
-	s := &Store{cfg: cfg, puts: make(chan *put), stop: make(chan struct{}), ended: make(chan struct{})}
+	s := &Store{cfg: cfg, puts: make(chan *put), stop: make(chan struct{}), ended: make(chan struct{}), maxHeld: maxHeld}
 	if err := s.openFile(); err != nil {
 		return nil, fmt.Errorf("open %w", err)
 	}
@@ -160,6 +163,7 @@ func (s *Store) write() {
 	retry := time.NewTicker(retryEvery)
 	defer retry.Stop()
 	var held []*put // that found no room, the newest last
+	lost := 0       // receipts that were held, and had to make room
 	for {
 		var batch []*put
 		select {
@@ -170,8 +174,12 @@ func (s *Store) write() {
 				continue
 			}
 		case <-s.stop:
-			if err := s.commit(held); err != nil { // the last attempt; each Put has told of the first
-				s.lost = fmt.Errorf("%d receipts and vouchers that found no room on the disk are lost: %w", len(held), err)
+			err := s.commit(held) // the last attempt; each Put has told of the first
+			if err != nil {
+				lost += len(held)
+			}
+			if lost > 0 {
+				s.lost = errors.Join(fmt.Errorf("%d receipts and vouchers that found no room on the disk are lost", lost), err)
 			}
 			return
 		}
@@ -187,7 +195,9 @@ func (s *Store) write() {
 		err := s.commit(all)
 		held = nil
 		if err != nil {
-			held = worthHolding(all)
+			var dropped int
+			held, dropped = worthHolding(all, s.maxHeld)
+			lost += dropped
 			err = fmt.Errorf("write receipts %s: %w; %w", s.cfg.Path, err, inference.ErrHeld)
 		}
 		for _, p := range batch {
@@ -196,20 +206,41 @@ func (s *Store) write() {
 	}
 }
 
-// worthHolding returns what waits for the disk: of the vouchers of an account the one for most.
-func worthHolding(all []*put) []*put {
+// worthHolding returns what waits for the disk: of the vouchers of an account the one for
+// most, and of the receipts the newest, up to so many. lost is how many receipts it drops.
+func worthHolding(all []*put, receipts int) (held []*put, lost int) {
 	most := make(map[string]*put)
 	for _, p := range all {
-		if p.voucher != nil && p.err == nil {
-			if was := most[p.voucher.account()]; was == nil || was.voucher.Amount <= p.voucher.Amount {
-				most[p.voucher.account()] = p
+		switch {
+		case p.err != nil: // it was refused
+		case p.voucher == nil:
+			receipts--
+		default:
+			account := p.voucher.account()
+			was := most[account]
+			if was == nil || was.voucher.Amount <= p.voucher.Amount {
+				most[account] = p
+			}
+			if was != nil { // what the other one is for is not due again
+				most[account].voucher.covers = slices.Concat(was.voucher.covers, p.voucher.covers)
 			}
 		}
 	}
-	held := slices.DeleteFunc(all, func(p *put) bool {
-		return p.err != nil || p.voucher != nil && most[p.voucher.account()] != p
-	})
-	return held[max(0, len(held)-maxHeld):]
+	for _, p := range all {
+		switch {
+		case p.err != nil:
+		case p.voucher != nil:
+			if most[p.voucher.account()] == p {
+				held = append(held, p)
+			}
+		case receipts < 0: // one of the oldest
+			receipts++
+			lost++
+		default:
+			held = append(held, p)
+		}
+	}
+	return held, lost
 }
 
 func (s *Store) commit(all []*put) error {
