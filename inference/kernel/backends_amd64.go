@@ -9,7 +9,8 @@ func hasF16C() bool
 func isAMD() bool
 
 // fetchesAhead says whether the products of one token, in Q8_0, fetch weights ahead of their use. On an Ice Lake
-// that gains; on an EPYC (Zen 4 or later), which sees by itself that the weights are read in order, it costs a quarter of the speed.
+// that gains; on AMD, measured on an EPYC of Zen 4 or later, it costs a quarter of the speed: it sees by itself that the
+// weights are read in order.
 var fetchesAhead = !isAMD()
 
 func backends() []*backend { return backendList }
