@@ -1242,11 +1242,10 @@ type Offer struct {
 	Capability    *Capability            `protobuf:"bytes,3,opt,name=capability,proto3" json:"capability,omitempty"`
 	Active        uint32                 `protobuf:"varint,4,opt,name=active,proto3" json:"active,omitempty"` // requests being decoded
 	Queued        uint32                 `protobuf:"varint,5,opt,name=queued,proto3" json:"queued,omitempty"`
-	WaitMs        uint32                 `protobuf:"varint,6,opt,name=wait_ms,json=waitMs,proto3" json:"wait_ms,omitempty"`                   // expected until the first token
-	TokenUs       uint32                 `protobuf:"varint,7,opt,name=token_us,json=tokenUs,proto3" json:"token_us,omitempty"`                // expected time per output token
-	Task          []byte                 `protobuf:"bytes,8,opt,name=task,proto3" json:"task,omitempty"`                                      // hash of the Task that it answers
-	CachedTokens  uint32                 `protobuf:"varint,9,opt,name=cached_tokens,json=cachedTokens,proto3" json:"cached_tokens,omitempty"` // of the prompt, already computed
-	Unpaid        bool                   `protobuf:"varint,10,opt,name=unpaid,proto3" json:"unpaid,omitempty"`                                // nothing of the escrow in the ask is for this host; it does not accept
+	WaitMs        uint32                 `protobuf:"varint,6,opt,name=wait_ms,json=waitMs,proto3" json:"wait_ms,omitempty"`    // expected until the first token
+	TokenUs       uint32                 `protobuf:"varint,7,opt,name=token_us,json=tokenUs,proto3" json:"token_us,omitempty"` // expected time per output token
+	Task          []byte                 `protobuf:"bytes,8,opt,name=task,proto3" json:"task,omitempty"`                       // hash of the Task that it answers
+	Unpaid        bool                   `protobuf:"varint,10,opt,name=unpaid,proto3" json:"unpaid,omitempty"`                 // nothing of the escrow in the ask is for this host; it does not accept
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1335,13 +1334,6 @@ func (x *Offer) GetTask() []byte {
 		return x.Task
 	}
 	return nil
-}
-
-func (x *Offer) GetCachedTokens() uint32 {
-	if x != nil {
-		return x.CachedTokens
-	}
-	return 0
 }
 
 func (x *Offer) GetUnpaid() bool {
@@ -1799,7 +1791,7 @@ const file_inference_inferencepb_inference_proto_rawDesc = "" +
 	"max_tokens\x18\x03 \x01(\rR\tmaxTokens\x12\x18\n" +
 	"\achoices\x18\x04 \x01(\rR\achoices\x12\x16\n" +
 	"\x06escrow\x18\x05 \x01(\fR\x06escrow\x12\x14\n" +
-	"\x05epoch\x18\x06 \x01(\x04R\x05epoch\"\xab\x02\n" +
+	"\x05epoch\x18\x06 \x01(\x04R\x05epoch\"\x8c\x02\n" +
 	"\x05Offer\x12\x16\n" +
 	"\x06accept\x18\x01 \x01(\bR\x06accept\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12=\n" +
@@ -1810,10 +1802,10 @@ const file_inference_inferencepb_inference_proto_rawDesc = "" +
 	"\x06queued\x18\x05 \x01(\rR\x06queued\x12\x17\n" +
 	"\await_ms\x18\x06 \x01(\rR\x06waitMs\x12\x19\n" +
 	"\btoken_us\x18\a \x01(\rR\atokenUs\x12\x12\n" +
-	"\x04task\x18\b \x01(\fR\x04task\x12#\n" +
-	"\rcached_tokens\x18\t \x01(\rR\fcachedTokens\x12\x16\n" +
+	"\x04task\x18\b \x01(\fR\x04task\x12\x16\n" +
 	"\x06unpaid\x18\n" +
-	" \x01(\bR\x06unpaid\"j\n" +
+	" \x01(\bR\x06unpaidJ\x04\b\t\x10\n" +
+	"\"j\n" +
 	"\tOfferCall\x12-\n" +
 	"\x03ask\x18\x01 \x01(\v2\x1b.mesh.inference.v1.OfferAskR\x03ask\x12.\n" +
 	"\x05offer\x18\x02 \x01(\v2\x18.mesh.inference.v1.OfferR\x05offer\"\xe5\x02\n" +
