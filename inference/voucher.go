@@ -10,8 +10,8 @@ import (
 	"github.com/gonka-mesh/mesh/inference/inferencepb"
 )
 
-// MaxVoucherBytes bounds an encoded voucher.
-const MaxVoucherBytes = 256
+// maxVoucherBytes bounds an encoded voucher.
+const maxVoucherBytes = 256
 
 // Voucher says how much of an escrow a host may have for what it served in an epoch,
 // and how many of its receipts that is for. Both count from the epoch's begin, so the
@@ -61,8 +61,8 @@ func (v *Voucher) Verify(network mesh.NetworkID, owner mesh.Address, signature [
 // ParseVoucher checks form and signature. The owner is whom the ledger knows as that
 // of the escrow.
 func ParseVoucher(network mesh.NetworkID, owner mesh.Address, s *inferencepb.Signed) (*Voucher, error) {
-	if len(s.GetBody()) > MaxVoucherBytes {
-		return nil, fmt.Errorf("voucher of %d bytes, at most %d", len(s.GetBody()), MaxVoucherBytes)
+	if len(s.GetBody()) > maxVoucherBytes {
+		return nil, fmt.Errorf("voucher of %d bytes, at most %d", len(s.GetBody()), maxVoucherBytes)
 	}
 	p := new(inferencepb.Voucher)
 	if err := decode(s.GetBody(), p); err != nil {
@@ -97,8 +97,8 @@ func ParseVoucher(network mesh.NetworkID, owner mesh.Address, s *inferencepb.Sig
 // VoucherEscrow returns the escrow that a voucher names, before its owner is known.
 func VoucherEscrow(s *inferencepb.Signed) (mesh.Hash, error) {
 	p := new(inferencepb.Voucher)
-	if len(s.GetBody()) > MaxVoucherBytes {
-		return mesh.Hash{}, fmt.Errorf("voucher of %d bytes, at most %d", len(s.GetBody()), MaxVoucherBytes)
+	if len(s.GetBody()) > maxVoucherBytes {
+		return mesh.Hash{}, fmt.Errorf("voucher of %d bytes, at most %d", len(s.GetBody()), maxVoucherBytes)
 	}
 	if err := decode(s.GetBody(), p); err != nil {
 		return mesh.Hash{}, fmt.Errorf("voucher: %w", err)

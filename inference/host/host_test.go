@@ -310,7 +310,7 @@ func TestOffer(t *testing.T) {
 		b := newBench(t, &engine{slots: 1, pace: 100 * time.Millisecond}, Config{Queue: 2})
 		defer b.close()
 		ask := &inferencepb.OfferAsk{Model: modelID[:], PromptTokens: 10, MaxTokens: 100, Choices: 1}
-		if o := b.host.Offer(ask); !o.Accept || o.Active != 0 || o.WaitMs != 0 || o.Capability.GetPriceOutput() != 3 {
+		if o := b.host.offer(ask); !o.Accept || o.Active != 0 || o.WaitMs != 0 || o.Capability.GetPriceOutput() != 3 {
 			t.Errorf("idle: %v", o)
 		}
 		_, signed := request(t, 2, "hello", 10, nil)
@@ -318,7 +318,7 @@ func TestOffer(t *testing.T) {
 		synctest.Wait()
 		_, signed = request(t, 2, "again", 10, nil)
 		s := b.post(2, "/v1/infer", callBody(t, signed))
-		o := b.host.Offer(ask)
+		o := b.host.offer(ask)
 		if !o.Accept || o.Active != 1 || o.WaitMs < 500 || o.TokenUs < 90_000 || o.TokenUs > 110_000 {
 			t.Errorf("busy: %v", o)
 		}
@@ -326,7 +326,7 @@ func TestOffer(t *testing.T) {
 		for name, ask := range map[string]*inferencepb.OfferAsk{
 			"another model": {Model: make([]byte, 32)}, "no model": {},
 		} {
-			if o := b.host.Offer(ask); o.Accept || o.Reason == "" {
+			if o := b.host.offer(ask); o.Accept || o.Reason == "" {
 				t.Errorf("%s: %v", name, o)
 			}
 		}

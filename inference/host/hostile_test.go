@@ -63,7 +63,7 @@ func TestDrain(t *testing.T) {
 			if r := b.post(3, "/v1/infer", callBody(t, signed)).refusal(t); r.Code != inference.CodeDraining {
 				t.Errorf("a new call got %s", r.Code)
 			}
-			if o := b.host.Offer(&inferencepb.OfferAsk{Model: modelID[:]}); o.Accept {
+			if o := b.host.offer(&inferencepb.OfferAsk{Model: modelID[:]}); o.Accept {
 				t.Error("it offers while it drains")
 			}
 		})

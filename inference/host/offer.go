@@ -20,9 +20,9 @@ const (
 	maxTasks      = 8 // answered at once
 )
 
-// Offer says what this host would do with such a request now. It is measured, not
+// offer says what this host would do with such a request now. It is measured, not
 // promised.
-func (h *Host) Offer(ask *inferencepb.OfferAsk) *inferencepb.Offer {
+func (h *Host) offer(ask *inferencepb.OfferAsk) *inferencepb.Offer {
 	model, err := mesh.HashFromBytes(ask.GetModel())
 	if err != nil {
 		return &inferencepb.Offer{Reason: "no model is named"}
@@ -54,10 +54,10 @@ func (h *Host) Offer(ask *inferencepb.OfferAsk) *inferencepb.Offer {
 	return o
 }
 
-// offerTo is Offer for a payer who may say which escrow the request will draw on: one that
+// offerTo is offer for a payer who may say which escrow the request will draw on: one that
 // has nothing for this host is told so now, instead of by a call that is refused.
 func (h *Host) offerTo(payer mesh.Address, ask *inferencepb.OfferAsk) *inferencepb.Offer {
-	o := h.Offer(ask)
+	o := h.offer(ask)
 	prompt, output := o.GetCapability().GetPricePrompt(), o.GetCapability().GetPriceOutput()
 	escrow, err := mesh.HashFromBytes(ask.GetEscrow())
 	if h.cfg.Till == nil || err != nil || payer == h.self || prompt == 0 && output == 0 {

@@ -40,14 +40,14 @@ const (
 	voucherLen = accountLen + 8
 )
 
-// KeptVouchers is how many vouchers of an account are kept, those with the most receipts:
+// keptVouchers is how many vouchers of an account are kept, those with the most receipts:
 // a host that lost its last receipts in a crash settles with one from before. They are more
 // than a payer may have answers running, or vouchers for those would drive out all that a
 // settlement can use.
-const KeptVouchers = 129
+const keptVouchers = 129
 
-// ErrLess is a voucher that takes back what one before it promised.
-var ErrLess = errors.New("a voucher before it says more")
+// errLess is a voucher that takes back what one before it promised.
+var errLess = errors.New("a voucher before it says more")
 
 // ledgerKey begins the keys of what belongs to a host's settlement of an epoch.
 func ledgerKey(host mesh.Address, epoch mesh.Epoch) []byte {
@@ -168,7 +168,7 @@ func (s *Store) Trust(fn func(escrow mesh.Hash, trust int64)) error {
 }
 
 // PutVoucher keeps a voucher, which the caller has verified. One for less than another
-// that acknowledges no more receipts is refused with ErrLess; one that is for as much or
+// that acknowledges no more receipts is refused with errLess; one that is for as much or
 // more, and acknowledges fewer, takes its place. covers are the receipts of another host
 // that it is the first of this node's vouchers to be for.
 func (s *Store) PutVoucher(v *inference.Voucher, signed *inferencepb.Signed, covers ...Part) error {
@@ -206,7 +206,7 @@ func (p *voucherPut) insert(tx *bbolt.Tx) error {
 		}
 		switch receipts, amount := number(k[accountLen:]), number(old[:8]); {
 		case receipts < p.Receipts && amount > uint64(p.Amount):
-			return ErrLess
+			return errLess
 		case receipts == p.Receipts && amount >= uint64(p.Amount):
 			known = true // or one that came later says more
 		case receipts >= p.Receipts && amount <= uint64(p.Amount):
@@ -221,10 +221,10 @@ func (p *voucherPut) insert(tx *bbolt.Tx) error {
 		}
 	}
 	key := append(account, be64(p.Receipts)...)
-	if known || len(kept) >= KeptVouchers && bytes.Compare(key, kept[0]) < 0 {
+	if known || len(kept) >= keptVouchers && bytes.Compare(key, kept[0]) < 0 {
 		return nil
 	}
-	if len(kept) >= KeptVouchers {
+	if len(kept) >= keptVouchers {
 		drop = append(drop, kept[0])
 	}
 	for _, k := range drop {

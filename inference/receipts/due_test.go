@@ -220,7 +220,7 @@ func TestVouchers(t *testing.T) {
 		want     error
 	}{
 		{10, 1, nil}, {30, 3, nil}, {20, 2, nil}, // one was late
-		{5, 4, ErrLess}, {29, 4, ErrLess},
+		{5, 4, errLess}, {29, 4, errLess},
 		{31, 2, nil}, {31, 3, nil}, // recounted: more for fewer
 		{35, 3, nil}, {31, 3, nil}, // the part of a host that was lost, and what came before it
 		{35, 4, nil},
@@ -241,7 +241,7 @@ func TestVouchers(t *testing.T) {
 	if got := said(); got != "10/1 31/2 35/3 35/4 " {
 		t.Errorf("kept: %s", got)
 	}
-	for i := uint64(5); i < 5+KeptVouchers; i++ {
+	for i := uint64(5); i < 5+keptVouchers; i++ {
 		if err := voucher(t, s, host, 7, "e", mesh.Amount(i*10), i); err != nil {
 			t.Fatal(err)
 		}
@@ -257,7 +257,7 @@ func TestVouchers(t *testing.T) {
 	if err := s.VouchersFor(host, 7, func(v inference.SignedVoucher) { count, last = count+1, v }); err != nil {
 		t.Fatal(err)
 	}
-	if count != KeptVouchers || last.Receipts != 4+KeptVouchers {
+	if count != keptVouchers || last.Receipts != 4+keptVouchers {
 		t.Errorf("%d are kept, the last for %d receipts", count, last.Receipts)
 	}
 	if got, err := inference.ParseVoucher(network, mesh.AddressOf(payer.Public().(ed25519.PublicKey)), last.Signed); err != nil || *got != last.Voucher {

@@ -109,7 +109,7 @@ func TestFullDisk(t *testing.T) {
 	for i, c := range []struct {
 		amount mesh.Amount
 		want   error
-	}{{10, inference.ErrHeld}, {20, inference.ErrHeld}, {5, ErrLess}} {
+	}{{10, inference.ErrHeld}, {20, inference.ErrHeld}, {5, errLess}} {
 		if err := voucher(t, s, host, 7, "e", c.amount, uint64(i+1)); !errors.Is(err, c.want) {
 			lift()
 			t.Fatalf("voucher %d on a full disk: %v, want %v", i, err, c.want)

@@ -255,7 +255,7 @@ func (s *Store) commit(all []*put) error {
 			} else {
 				err = s.insert(tx, p.receipt)
 			}
-			if p.err = nil; errors.Is(err, ErrLess) {
+			if p.err = nil; errors.Is(err, errLess) {
 				p.err = err
 			} else if err != nil {
 				return err

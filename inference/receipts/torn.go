@@ -13,8 +13,8 @@ import (
 	berrors "go.etcd.io/bbolt/errors"
 )
 
-// ErrDamaged is a file that does not hold what was written to it.
-var ErrDamaged = errors.New("the file is damaged")
+// errDamaged is a file that does not hold what was written to it.
+var errDamaged = errors.New("the file is damaged")
 
 // walkBytes is how large a file may be whose receipts are all walked through at the start,
 // which then takes a fraction of a second. What is due and what pays it, the vouchers, is
@@ -27,7 +27,7 @@ func guard(f func() error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if r := recover(); r != nil {
-			err = fmt.Errorf("%w: %v", ErrDamaged, r)
+			err = fmt.Errorf("%w: %v", errDamaged, r)
 		}
 	}()
 	return f()
@@ -45,7 +45,7 @@ func (s *Store) openFile() error {
 		}
 		return s.db.Update(s.prepare)
 	})
-	if err != nil && s.db != nil && !errors.Is(err, ErrDamaged) { // a damaged one may keep its locks
+	if err != nil && s.db != nil && !errors.Is(err, errDamaged) { // a damaged one may keep its locks
 		s.db.Close()
 	}
 	if err != nil {
@@ -56,7 +56,7 @@ func (s *Store) openFile() error {
 
 // told adds the file, and the way out where it is damaged.
 func (s *Store) told(err error) error {
-	if errors.Is(err, ErrDamaged) {
+	if errors.Is(err, errDamaged) {
 		err = fmt.Errorf("%w; move it away and start again: what is due of epochs that are not settled, and their vouchers, is lost with it", err)
 	}
 	return fmt.Errorf("receipts %s: %w", s.cfg.Path, err)
@@ -69,7 +69,7 @@ func asDamage(err error) error {
 	if errors.Is(err, berrors.ErrTimeout) || errors.As(err, &path) || errors.As(err, &system) {
 		return err
 	}
-	return fmt.Errorf("%w: %w", ErrDamaged, err)
+	return fmt.Errorf("%w: %w", errDamaged, err)
 }
 
 // walk reads the pages of the file.
@@ -79,7 +79,7 @@ func (s *Store) walk(tx *bbolt.Tx) error {
 		return err
 	}
 	if info.Size() < tx.Size() {
-		return fmt.Errorf("%w: it has %d bytes of %d", ErrDamaged, info.Size(), tx.Size())
+		return fmt.Errorf("%w: it has %d bytes of %d", errDamaged, info.Size(), tx.Size())
 	}
 	return tx.ForEach(func(name []byte, b *bbolt.Bucket) error {
 		bulk := bytes.Equal(name, bucketReceipts) || bytes.Equal(name, bucketOrder)
@@ -90,7 +90,7 @@ func (s *Store) walk(tx *bbolt.Tx) error {
 		c := b.Cursor()
 		for k, _ := c.First(); k != nil; k, _ = c.Next() {
 			if last != nil && bytes.Compare(last, k) >= 0 {
-				return fmt.Errorf("%w: the keys of %q are in disorder", ErrDamaged, name)
+				return fmt.Errorf("%w: the keys of %q are in disorder", errDamaged, name)
 			}
 			last = k
 		}
@@ -120,7 +120,7 @@ func (s *Store) guarded(transact func(func(*bbolt.Tx) error) error, f func(tx *b
 			return f(tx)
 		})
 	})
-	if !errors.Is(err, ErrDamaged) {
+	if !errors.Is(err, errDamaged) {
 		return err
 	}
 	err = s.told(err)
