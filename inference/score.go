@@ -37,8 +37,8 @@ type Position struct {
 }
 
 // Forwarder is an engine that runs input embeddings, in the place of tokens, to final
-// hidden states: what a proof of compute needs. Nothing calls it yet
-// but tests: checks of hosts by others are to come.
+// hidden states: what a proof of compute needs. Nothing but tests calls it yet: checks of
+// hosts by others are to come.
 type Forwarder interface {
 	// Forward computes each sequence [length][width] of a batch and returns its final
 	// hidden states, after the last norm, in the same shape.

@@ -109,10 +109,14 @@ func (h *Host) ServeOffer(ctx context.Context, peer mesh.Address, c net.Conn) {
 }
 
 // OnTask answers an announced task with an offer, when this host serves its model
-// and is idle enough. It returns at once.
+// and is idle enough. It returns at once: whether the payer's escrow has something for this
+// host is looked up in the background, for a few tasks at once.
 func (h *Host) OnTask(t *inference.Task) {
-	o := h.offerFor(t)
-	if o == nil || h.cfg.Dialer == nil || t.Payer == h.self {
+	if h.cfg.Dialer == nil || t.Payer == h.self || t.Pb.GetDeadlineMs() < time.Now().UnixMilli() {
+		return
+	}
+	model := h.idleFor(t)
+	if model == nil {
 		return
 	}
 	select {
@@ -122,6 +126,10 @@ func (h *Host) OnTask(t *inference.Task) {
 	}
 	ok := h.background(func() {
 		defer func() { <-h.dialling }()
+		o := h.offerFor(t, model)
+		if !o.Accept {
+			return
+		}
 		ctx, cancel := context.WithTimeout(h.ctx, taskTimeout)
 		defer cancel()
 		if err := h.sendOffer(ctx, t.Payer, o); err != nil {
@@ -133,12 +141,10 @@ func (h *Host) OnTask(t *inference.Task) {
 	}
 }
 
-// offerFor returns the offer for a task, or nil.
-func (h *Host) offerFor(t *inference.Task) *inferencepb.Offer {
-	if t.Pb.GetDeadlineMs() < time.Now().UnixMilli() {
-		return nil
-	}
+// idleFor returns the model of a task where it is served here and has a free slot, or nil.
+func (h *Host) idleFor(t *inference.Task) []byte {
 	h.mu.Lock()
+	defer h.mu.Unlock()
 	var found *lane
 	for id, l := range h.lanes {
 		if len(t.Pb.GetModel()) > 0 && string(id[:]) == string(t.Pb.GetModel()) ||
@@ -146,19 +152,18 @@ func (h *Host) offerFor(t *inference.Task) *inferencepb.Offer {
 			found = l
 		}
 	}
-	idle := found != nil && found.active < found.slots && len(found.waiting) == 0
-	h.mu.Unlock()
-	if !idle {
+	if found == nil || found.active >= found.slots || len(found.waiting) > 0 {
 		return nil
 	}
+	return found.capability.Model
+}
+
+func (h *Host) offerFor(t *inference.Task, model []byte) *inferencepb.Offer {
 	o := h.offerTo(t.Payer, &inferencepb.OfferAsk{
-		Model: found.capability.Model, PromptTokens: t.Pb.GetPromptTokens(),
+		Model: model, PromptTokens: t.Pb.GetPromptTokens(),
 		MaxTokens: t.Pb.GetMaxTokens(), Choices: t.Pb.GetChoices(),
 		Escrow: t.Pb.GetEscrow(), Epoch: t.Pb.GetEpoch(),
 	})
-	if !o.Accept {
-		return nil
-	}
 	o.Task = t.Hash[:]
 	return o
 }

@@ -1,9 +1,13 @@
 package host
 
 import (
+	"context"
 	"errors"
+	"net"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/gonka-mesh/mesh"
 	"github.com/gonka-mesh/mesh/inference"
@@ -63,6 +67,56 @@ func TestOfferOfEscrow(t *testing.T) {
 		}
 		if o := b.host.offerTo(addressOf(2), &inferencepb.OfferAsk{Model: modelID[:], Escrow: poor[:], Epoch: 8}); !o.GetAccept() {
 			t.Errorf("for nothing: %v", o)
+		}
+	})
+}
+
+// slowTill reads its ledger slowly.
+type slowTill struct {
+	Till
+	reads atomic.Int32
+}
+
+func (s *slowTill) Pays(mesh.Address, mesh.Hash, mesh.Epoch, mesh.Amount) error {
+	s.reads.Add(1)
+	time.Sleep(time.Second)
+	return nil
+}
+
+// dials counts streams, and opens none.
+type dials struct{ n atomic.Int32 }
+
+func (d *dials) Dial(context.Context, mesh.Address, string) (net.Conn, error) {
+	d.n.Add(1)
+	return nil, errors.New("nobody is there")
+}
+
+// TestTasksAtOnce: announced tasks hold up nobody, and the ledger is read for a few at once.
+func TestTasksAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		till, out := new(slowTill), new(dials)
+		b := newBench(t, &engine{slots: 1}, Config{Till: till, Dialer: out})
+		defer b.close()
+		escrow := mesh.HashOf([]byte("escrow"))
+		task := &inference.Task{Payer: addressOf(2), Pb: &inferencepb.Task{
+			Model: modelID[:], Escrow: escrow[:], DeadlineMs: time.Now().Add(time.Minute).UnixMilli(),
+		}}
+		start := time.Now()
+		for range maxTasks + 3 {
+			b.host.OnTask(task)
+		}
+		if d := time.Since(start); d > 0 {
+			t.Errorf("tasks took %s", d)
+		}
+		synctest.Wait()
+		if n := till.reads.Load(); n != maxTasks {
+			t.Errorf("the ledger is read for %d tasks at once, want %d", n, maxTasks)
+		}
+		time.Sleep(2 * time.Second)
+		b.host.OnTask(task)
+		time.Sleep(2 * time.Second)
+		if n := out.n.Load(); n != maxTasks+1 {
+			t.Errorf("%d tasks were answered, want %d", n, maxTasks+1)
 		}
 	})
 }
