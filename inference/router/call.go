@@ -142,7 +142,7 @@ func (k *call) read(ctx context.Context, body []byte) {
 			}
 		},
 	})
-	req, err := newCall(traced, k.host.peer, "/v1/infer", body)
+	req, err := newCall(traced, http.MethodPost, k.host.peer, "/v1/infer", body)
 	if err != nil {
 		k.pass(ctx, arrival{err: err})
 		return
@@ -398,7 +398,7 @@ func (r *Router) sendCancel(k *call) {
 		r.cfg.Log.Error("a cancel was not encoded", "error", err)
 		return
 	}
-	req, err := newCall(ctx, k.host.peer, "/v1/cancel", body)
+	req, err := newCall(ctx, http.MethodPost, k.host.peer, "/v1/cancel", body)
 	if err != nil {
 		return
 	}

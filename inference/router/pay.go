@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net/http"
 	"sync"
 	"time"
 
@@ -130,7 +131,7 @@ func (r *Router) sendVoucher(ctx context.Context, v *inference.SignedVoucher) er
 	if err != nil {
 		return err
 	}
-	req, err := newCall(ctx, v.Host, "/v1/voucher", body)
+	req, err := newCall(ctx, http.MethodPost, v.Host, "/v1/voucher", body)
 	if err != nil {
 		return err
 	}

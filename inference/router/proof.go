@@ -22,11 +22,10 @@ const (
 func (r *Router) Proof(ctx context.Context, host mesh.Address, receipt mesh.Hash) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, proofTimeout)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, peerURL(host)+"/v1/proof/"+receipt.String(), nil)
+	req, err := newCall(ctx, http.MethodGet, host, "/v1/proof/"+receipt.String(), nil)
 	if err != nil {
 		return nil, err
 	}
-	req.Header.Set("User-Agent", "") // none is sent
 	resp, err := r.transport.RoundTrip(req)
 	if err != nil {
 		return nil, fmt.Errorf("ask %s: %w", host.Short(), err)

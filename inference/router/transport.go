@@ -69,24 +69,24 @@ func (r *Router) dial(ctx context.Context, peer mesh.Address, protocol string) (
 	return r.cfg.Dialer.Dial(ctx, peer, protocol)
 }
 
-// newCall returns a POST to a peer.
-func newCall(ctx context.Context, peer mesh.Address, path string, body []byte) (*http.Request, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, peerURL(peer)+path, bytes.NewReader(body))
+// newCall returns a request to a peer. body is a message; nil for none.
+func newCall(ctx context.Context, method string, peer mesh.Address, path string, body []byte) (*http.Request, error) {
+	req, err := http.NewRequestWithContext(ctx, method, "http://"+hex.EncodeToString(peer[:])+path, bytes.NewReader(body))
 	if err != nil {
 		return nil, err
 	}
-	req.Header.Set("Content-Type", "application/x-protobuf")
+	if body != nil {
+		req.Header.Set("Content-Type", "application/x-protobuf")
+	}
 	req.Header.Set("User-Agent", "") // none is sent
 	return req, nil
 }
-
-func peerURL(peer mesh.Address) string { return "http://" + hex.EncodeToString(peer[:]) }
 
 // ping opens a pooled stream to a peer, so that a call that has to move finds one.
 func (r *Router) ping(peer mesh.Address) error {
 	ctx, cancel := context.WithTimeout(r.ctx, r.cfg.Connect)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, peerURL(peer)+"/v1/ping", nil)
+	req, err := newCall(ctx, http.MethodGet, peer, "/v1/ping", nil)
 	if err != nil {
 		return err
 	}
