@@ -61,15 +61,11 @@ func (v *Voucher) Verify(network mesh.NetworkID, owner mesh.Address, signature [
 // ParseVoucher checks form and signature. The owner is whom the ledger knows as that
 // of the escrow.
 func ParseVoucher(network mesh.NetworkID, owner mesh.Address, s *inferencepb.Signed) (*Voucher, error) {
-	if len(s.GetBody()) > maxVoucherBytes {
-		return nil, fmt.Errorf("voucher of %d bytes, at most %d", len(s.GetBody()), maxVoucherBytes)
-	}
-	p := new(inferencepb.Voucher)
-	if err := decode(s.GetBody(), p); err != nil {
-		return nil, fmt.Errorf("voucher: %w", err)
+	p, err := decodeVoucher(s)
+	if err != nil {
+		return nil, err
 	}
 	v := &Voucher{Epoch: mesh.Epoch(p.GetEpoch()), Amount: mesh.Amount(p.GetAmount()), Receipts: p.GetReceipts()}
-	var err error
 	if v.Escrow, err = mesh.HashFromBytes(p.GetEscrow()); err != nil {
 		return nil, fmt.Errorf("voucher: escrow: %w", err)
 	}
@@ -96,12 +92,20 @@ func ParseVoucher(network mesh.NetworkID, owner mesh.Address, s *inferencepb.Sig
 
 // VoucherEscrow returns the escrow that a voucher names, before its owner is known.
 func VoucherEscrow(s *inferencepb.Signed) (mesh.Hash, error) {
-	p := new(inferencepb.Voucher)
-	if len(s.GetBody()) > maxVoucherBytes {
-		return mesh.Hash{}, fmt.Errorf("voucher of %d bytes, at most %d", len(s.GetBody()), maxVoucherBytes)
-	}
-	if err := decode(s.GetBody(), p); err != nil {
-		return mesh.Hash{}, fmt.Errorf("voucher: %w", err)
+	p, err := decodeVoucher(s)
+	if err != nil {
+		return mesh.Hash{}, err
 	}
 	return mesh.HashFromBytes(p.GetEscrow())
+}
+
+func decodeVoucher(s *inferencepb.Signed) (*inferencepb.Voucher, error) {
+	if len(s.GetBody()) > maxVoucherBytes {
+		return nil, fmt.Errorf("voucher of %d bytes, at most %d", len(s.GetBody()), maxVoucherBytes)
+	}
+	p := new(inferencepb.Voucher)
+	if err := decode(s.GetBody(), p); err != nil {
+		return nil, fmt.Errorf("voucher: %w", err)
+	}
+	return p, nil
 }
