@@ -69,20 +69,12 @@ func (a *answer) judge() {
 	p.lost += tokens
 }
 
-// forget makes room for another payer: those with nothing to forgive are forgotten or,
-// where there are none, any. mu is held.
+// forget makes room for another payer; those with nothing to forgive go first. mu is held.
 func (h *Host) forget(now time.Time) {
-	for a, p := range h.patience {
-		if p.forgive(now); p.broken == 0 {
-			delete(h.patience, a)
-		}
-	}
-	for a := range h.patience {
-		if len(h.patience) < maxPatience {
-			return
-		}
-		delete(h.patience, a)
-	}
+	makeRoom(h.patience, maxPatience, func(p *patience) bool {
+		p.forgive(now)
+		return p.broken == 0
+	})
 }
 
 // patient refuses a payer who broke off too much.

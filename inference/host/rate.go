@@ -44,19 +44,25 @@ func (h *Host) rateOf(peer mesh.Address) *rate.Limiter {
 		return l
 	}
 	if len(h.rates) >= maxRates {
-		for a, l := range h.rates {
-			if l.Tokens() >= sideBurst {
-				delete(h.rates, a)
-			}
-		}
-		for a := range h.rates {
-			if len(h.rates) < maxRates {
-				break
-			}
-			delete(h.rates, a)
-		}
+		makeRoom(h.rates, maxRates, func(l *rate.Limiter) bool { return l.Tokens() >= sideBurst })
 	}
 	l := rate.NewLimiter(sideRate, sideBurst)
 	h.rates[peer] = l
 	return l
+}
+
+// makeRoom forgets those peers of whom there is nothing to remember and then, until they
+// are fewer than most, any.
+func makeRoom[V any](peers map[mesh.Address]V, most int, nothing func(V) bool) {
+	for a, v := range peers {
+		if nothing(v) {
+			delete(peers, a)
+		}
+	}
+	for a := range peers {
+		if len(peers) < most {
+			return
+		}
+		delete(peers, a)
+	}
 }
