@@ -127,20 +127,25 @@ func (k *attendTask) block(s *attendScratch, query *Query, kv, h, n int) {
 			s.m, s.l = m, l
 			continue
 		}
-		factors := s.factors[:2*n]
-		for j := range n {
-			top := max(s.m[j], m[j])
-			factors[2*j], factors[2*j+1] = s.m[j]-top, m[j]-top
-			s.m[j] = top
-		}
-		b.expSub(factors, factors, 0)
-		for j := range n {
-			x, y := factors[2*j], factors[2*j+1]
-			s.l[j] = FMA(y, l[j], float32(x*s.l[j]))
-			b.fold(s.sum[j*padded:][:dim], part[j*padded:][:dim], x, y)
-		}
+		s.merge(b, part, n, dim, padded, &m, &l)
 	}
 	for j := range n {
 		b.divide(query.Out[(h+j)*dim:][:dim], s.sum[j*padded:][:dim], s.l[j])
+	}
+}
+
+// merge adds what a chunk gives, relative to its own maxima m, to what those before it gave.
+func (s *attendScratch) merge(b *backend, part []float32, n, dim, padded int, m, l *[headsAtOnce]float32) {
+	factors := s.factors[:2*n]
+	for j := range n {
+		top := max(s.m[j], m[j])
+		factors[2*j], factors[2*j+1] = s.m[j]-top, m[j]-top
+		s.m[j] = top
+	}
+	b.expSub(factors, factors, 0)
+	for j := range n {
+		x, y := factors[2*j], factors[2*j+1]
+		s.l[j] = FMA(y, l[j], float32(x*s.l[j]))
+		b.fold(s.sum[j*padded:][:dim], part[j*padded:][:dim], x, y)
 	}
 }

@@ -128,6 +128,19 @@ func replacer(next finder, with string) func(string) string {
 	}
 }
 
+// preTokenizerJSON has the settings of all kinds of steps.
+type preTokenizerJSON struct {
+	Pattern     patternJSON
+	Behaviour   string `json:"behavior"`
+	Invert      bool
+	AddPrefix   *bool   `json:"add_prefix_space"`
+	UseRegex    *bool   `json:"use_regex"`
+	Individual  bool    `json:"individual_digits"`
+	Replacement string  `json:"replacement"`
+	Scheme      *string `json:"prepend_scheme"`
+	Split       *bool
+}
+
 // hubPreTokenizer reads how a text is split into words, and whether tokens are
 // written in the alphabet of bytes.
 func (e *bpe) hubPreTokenizer(raw json.RawMessage) (byteLevel bool, err error) {
@@ -136,17 +149,7 @@ func (e *bpe) hubPreTokenizer(raw json.RawMessage) (byteLevel bool, err error) {
 		return false, err
 	}
 	for i, s := range steps {
-		var f struct {
-			Pattern     patternJSON
-			Behaviour   string `json:"behavior"`
-			Invert      bool
-			AddPrefix   *bool   `json:"add_prefix_space"`
-			UseRegex    *bool   `json:"use_regex"`
-			Individual  bool    `json:"individual_digits"`
-			Replacement string  `json:"replacement"`
-			Scheme      *string `json:"prepend_scheme"`
-			Split       *bool
-		}
+		var f preTokenizerJSON
 		if err := json.Unmarshal(s.raw, &f); err != nil {
 			return false, fmt.Errorf("%.40s: %w", s.Type, err)
 		}

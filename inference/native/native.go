@@ -11,6 +11,7 @@
 package native
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -135,21 +136,15 @@ func open(cfg Config) (*Engine, *scheduler, error) {
 	if cfg.Threads == 0 {
 		cfg.Threads = runtime.GOMAXPROCS(0)
 	}
-	if cfg.Name == "" {
-		cfg.Name = c.Name
-	}
+	cfg.Name, cfg.KV = cmp.Or(cfg.Name, c.Name), cmp.Or(cfg.KV, "f16")
 	e := &Engine{
 		slots: defaultIf(cfg.Slots, defaultSlots), chunk: cfg.Chunk,
 		clock: time.Now, lendWait: lendWait, groups: make(map[mesh.Address]*group),
 		wake: make(chan struct{}, 1), done: make(chan struct{}), passing: make(chan struct{}, 1), freed: make(chan struct{}, 1),
 	}
-	switch cfg.KV {
-	case "", "f16":
-		cfg.KV, e.format = "f16", kernel.F16
-	case "f32":
-		e.format = kernel.F32
-	default:
-		return nil, nil, fmt.Errorf("keys and values as %.20q: want f16 or f32", cfg.KV)
+	var err error
+	if e.format, err = cacheFormat(cfg.KV); err != nil {
+		return nil, nil, err
 	}
 	// What prompts need is made beside the weights.
 	var beside errgroup.Group
@@ -198,6 +193,16 @@ var contract = sync.OnceValue(func() string {
 	}
 	return kernel.Contract
 })
+
+func cacheFormat(name string) (kernel.Format, error) {
+	switch name {
+	case "f16":
+		return kernel.F16, nil
+	case "f32":
+		return kernel.F32, nil
+	}
+	return 0, fmt.Errorf("keys and values as %.20q: want f16 or f32", name)
+}
 
 func defaultIf[T int | int64](v, otherwise T) T {
 	if v == 0 {
