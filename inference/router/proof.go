@@ -36,7 +36,7 @@ func (r *Router) Proof(ctx context.Context, host mesh.Address, receipt mesh.Hash
 	case err != nil:
 		return nil, fmt.Errorf("ask %s: %w", host.Short(), err)
 	case resp.StatusCode != http.StatusOK:
-		return nil, fmt.Errorf("%s says: %.300s", host.Short(), plainly.Said(inference.ParseRefusal(resp.StatusCode, body)))
+		return nil, fmt.Errorf("%s says: %.300s", host.Short(), plainly.Said(inference.ParseRefusal(resp.StatusCode, body)).Error())
 	case len(body) > maxProof:
 		return nil, fmt.Errorf("%s sent more than %d bytes", host.Short(), maxProof)
 	}
