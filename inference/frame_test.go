@@ -132,6 +132,11 @@ func TestRefusals(t *testing.T) {
 			t.Errorf("the numbers are lost: %+v", back)
 		}
 	}
+	for code, want := range map[string]error{CodeUnpaid: ErrUnpaid, CodeTooDear: ErrTooDear, CodeBusy: ErrBusy} {
+		if r := (&Refusal{Code: code}); !errors.Is(r, want) {
+			t.Errorf("%s is no %v", code, want)
+		}
+	}
 	for name, doc := range map[string]string{
 		"nonsense": "x", "another status": `{"code":"busy"}`, "numbers that fit": `{"code":"too_long","prompt":1,"max_tokens":1,"context":9}`,
 	} {

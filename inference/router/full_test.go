@@ -222,6 +222,22 @@ func TestQueuesFull(t *testing.T) {
 	})
 }
 
+// TestExhausted: that nobody pays, or pays enough, is said where hosts said so, and all did.
+func TestExhausted(t *testing.T) {
+	for _, tt := range []struct {
+		hosts, unpaid, dear int
+		want                error
+	}{
+		{0, 0, 0, inference.ErrNoHost}, {2, 0, 0, inference.ErrNoHost}, {2, 1, 1, inference.ErrNoHost},
+		{2, 2, 0, inference.ErrUnpaid}, {2, 0, 2, inference.ErrTooDear},
+	} {
+		c := &choice{q: new(question), hosts: tt.hosts, unpaid: tt.unpaid, dear: tt.dear, last: errors.New("no")}
+		if err := c.exhausted(); !errors.Is(err, tt.want) {
+			t.Errorf("of %d hosts %d are unpaid and %d dear: %v, want %v", tt.hosts, tt.unpaid, tt.dear, err, tt.want)
+		}
+	}
+}
+
 // TestFullAndGone: a host whose queue is full and which is no good any more while others wait
 // for it, dead or caught at a lie, asked nobody for money.
 func TestFullAndGone(t *testing.T) {
