@@ -29,7 +29,7 @@ type parts struct {
 	blocks *store.BlockStore
 	states sm.Store
 	turns  *turns
-	// The databases of both, for what CometBFT does not delete.
+	// The databases of both as they were opened, for what CometBFT does not delete.
 	blocksDB, statesDB dbm.DB
 	app                proxy.AppConns
 	events             *types.EventBus
@@ -144,14 +144,15 @@ func (c *Chain) openStores(p *parts) error {
 		if err != nil {
 			return nil, &DamagedError{c.cfg.Home, fmt.Errorf("open database %s: %w", name, err)}
 		}
-		return endedDB{db, &p.ended}, nil
+		return db, nil
 	}
+	written := func(db dbm.DB) dbm.DB { return writtenDB{endedDB{db, &p.ended}, c, p} }
 	db, err := open(StoreBlocks)
 	if err != nil {
 		return err
 	}
 	// NewBlockStore panics over a database that it cannot read.
-	blocks, err := try(func() *store.BlockStore { return store.NewBlockStore(db) })
+	blocks, err := try(func() *store.BlockStore { return store.NewBlockStore(written(db)) })
 	if err != nil {
 		db.Close()
 		return &DamagedError{c.cfg.Home, fmt.Errorf("read the blocks: %w", err)}
@@ -160,28 +161,12 @@ func (c *Chain) openStores(p *parts) error {
 	if db, err = open(StoreState); err != nil {
 		return err
 	}
-	p.states, p.turns, p.statesDB = sm.NewStore(stateDB{db}, sm.StoreOptions{}), newTurns(db), db
+	p.states, p.turns, p.statesDB = sm.NewStore(stateDB{written(db)}, sm.StoreOptions{}), newTurns(db), db
 	if db, err = open(StoreEvidence); err != nil {
 		return err
 	}
-	p.evidenceDB = db
+	p.evidenceDB = endedDB{db, &p.ended}
 	return nil
-}
-
-// endedDB is a database in which nothing is found after the chain's end. Loops of CometBFT
-// that ask a peer every two seconds read once more when they wake, and a store that cannot
-// read ends the process.
-type endedDB struct {
-	dbm.DB
-	ended *atomic.Bool
-}
-
-func (d endedDB) Get(key []byte) ([]byte, error) {
-	b, err := d.DB.Get(key)
-	if err != nil && d.ended.Load() {
-		return nil, nil
-	}
-	return b, err
 }
 
 // try runs a constructor that panics where others return an error.
@@ -320,7 +305,7 @@ func (c *Chain) buildSwitch(p *parts, state sm.State) error {
 	ev := evidence.NewReactor(p.evidence)
 	ev.SetLogger(p.log)
 	// Blocksync finds the mempool and consensus by these names.
-	reactors := []namedReactor{{"MEMPOOL", pool}, {"BLOCKSYNC", p.sync}, {"CONSENSUS", p.reactor}, {"EVIDENCE", ev}, {"STATESYNC", p.snaps}}
+	reactors := []namedReactor{{"MEMPOOL", pool}, {"BLOCKSYNC", p.sync}, {"CONSENSUS", &voteReactor{Reactor: p.reactor, c: c}}, {"EVIDENCE", ev}, {"STATESYNC", p.snaps}}
 	if c.cfg.Transport == TransportComet {
 		return c.buildComet(p, state, reactors)
 	}
