@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -103,14 +104,15 @@ func (a *failingApp) Commit(ctx context.Context, r *abci.RequestCommit) (*abci.R
 	return a.toyApp.Commit(ctx, r)
 }
 
-// failingDB fails to write a key, and to read it.
+// failingDB fails to write a key. Once it is gone, it fails to read another.
 type failingDB struct {
 	dbm.DB
 	key, unread string
+	gone        *atomic.Bool
 }
 
 func (d failingDB) Get(key []byte) ([]byte, error) {
-	if string(key) == d.unread {
+	if string(key) == d.unread && d.gone.Load() {
 		return nil, errors.New("the disk is gone")
 	}
 	return d.DB.Get(key)
