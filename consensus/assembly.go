@@ -20,6 +20,8 @@ import (
 	sm "github.com/cometbft/cometbft/state"
 	"github.com/cometbft/cometbft/store"
 	"github.com/cometbft/cometbft/types"
+
+	"github.com/gonka-mesh/mesh/consensus/ledger"
 )
 
 // parts are the pieces of a running chain, in the order in which they are built.
@@ -58,6 +60,9 @@ type parts struct {
 	closed bool         // the stores are; guarded by access
 }
 
+// idleGossip is the pause of a gossip loop that has nothing to send.
+const idleGossip = 10 * time.Millisecond
+
 // cometConfig is what CometBFT's parts read of their configuration.
 func (c *Chain) cometConfig() *cmtcfg.Config {
 	cfg := cmtcfg.DefaultConfig()
@@ -67,13 +72,12 @@ func (c *Chain) cometConfig() *cmtcfg.Config {
 	cfg.Consensus.TimeoutPropose = c.cfg.Propose
 	cfg.Consensus.TimeoutPrevote = c.cfg.Vote
 	cfg.Consensus.TimeoutPrecommit = c.cfg.Vote
-	cfg.Consensus.PeerGossipSleepDuration = c.cfg.Gossip
-	cfg.Consensus.CreateEmptyBlocks = !c.cfg.NoEmpty
-	cfg.Consensus.BlockTimeTolerance = 2 * c.cfg.ClockSkew
-	cfg.Mempool.MaxTxBytes = c.cfg.TxBytes
-	cfg.Mempool.Size = c.cfg.PoolTxs
-	cfg.Mempool.MaxTxsBytes = c.cfg.PoolBytes
-	cfg.Mempool.CacheSize = 4 * c.cfg.PoolTxs
+	cfg.Consensus.PeerGossipSleepDuration = idleGossip
+	cfg.Consensus.BlockTimeTolerance = 2 * c.cfg.clockSkew()
+	cfg.Mempool.MaxTxBytes = ledger.MaxTxBytes
+	cfg.Mempool.Size = c.cfg.poolTxs
+	cfg.Mempool.MaxTxsBytes = ledger.PoolBytes
+	cfg.Mempool.CacheSize = 4 * c.cfg.poolTxs
 	// All peers count as persistent ones. Beyond these, a node hands its transactions to
 	// nobody, or a network of 150 would send each 150 times over.
 	cfg.Mempool.ExperimentalMaxGossipConnectionsToPersistentPeers = 32
@@ -341,7 +345,7 @@ func (p *parts) close(c *Chain) {
 		quiet("switch", p.sw.Stop())
 		// The gossip loops of the reactors look up only between two rounds, and a read
 		// from a store that is closed would end the process.
-		time.Sleep(50*time.Millisecond + 2*c.cfg.Gossip)
+		time.Sleep(50*time.Millisecond + 2*idleGossip)
 	}
 	p.tasks.Wait()
 	if p.comet != nil {
