@@ -20,6 +20,8 @@ import (
 	sm "github.com/cometbft/cometbft/state"
 	"github.com/cometbft/cometbft/store"
 	"github.com/cometbft/cometbft/types"
+
+	"github.com/gonka-mesh/mesh/consensus/ledger"
 )
 
 // parts are the pieces of a running chain, in the order in which they are built.
@@ -29,7 +31,7 @@ type parts struct {
 	blocks *store.BlockStore
 	states sm.Store
 	turns  *turns
-	// The databases of both, for what CometBFT does not delete.
+	// The databases of both as they were opened, for what CometBFT does not delete.
 	blocksDB, statesDB dbm.DB
 	app                proxy.AppConns
 	events             *types.EventBus
@@ -58,6 +60,9 @@ type parts struct {
 	closed bool         // the stores are; guarded by access
 }
 
+// idleGossip is the pause of a gossip loop that has nothing to send.
+const idleGossip = 10 * time.Millisecond
+
 // cometConfig is what CometBFT's parts read of their configuration.
 func (c *Chain) cometConfig() *cmtcfg.Config {
 	cfg := cmtcfg.DefaultConfig()
@@ -67,13 +72,12 @@ func (c *Chain) cometConfig() *cmtcfg.Config {
 	cfg.Consensus.TimeoutPropose = c.cfg.Propose
 	cfg.Consensus.TimeoutPrevote = c.cfg.Vote
 	cfg.Consensus.TimeoutPrecommit = c.cfg.Vote
-	cfg.Consensus.PeerGossipSleepDuration = c.cfg.Gossip
-	cfg.Consensus.CreateEmptyBlocks = !c.cfg.NoEmpty
-	cfg.Consensus.BlockTimeTolerance = 2 * c.cfg.ClockSkew
-	cfg.Mempool.MaxTxBytes = c.cfg.TxBytes
-	cfg.Mempool.Size = c.cfg.PoolTxs
-	cfg.Mempool.MaxTxsBytes = c.cfg.PoolBytes
-	cfg.Mempool.CacheSize = 4 * c.cfg.PoolTxs
+	cfg.Consensus.PeerGossipSleepDuration = idleGossip
+	cfg.Consensus.BlockTimeTolerance = 2 * c.cfg.clockSkew()
+	cfg.Mempool.MaxTxBytes = ledger.MaxTxBytes
+	cfg.Mempool.Size = c.cfg.poolTxs
+	cfg.Mempool.MaxTxsBytes = ledger.PoolBytes
+	cfg.Mempool.CacheSize = 4 * c.cfg.poolTxs
 	// All peers count as persistent ones. Beyond these, a node hands its transactions to
 	// nobody, or a network of 150 would send each 150 times over.
 	cfg.Mempool.ExperimentalMaxGossipConnectionsToPersistentPeers = 32
@@ -144,14 +148,15 @@ func (c *Chain) openStores(p *parts) error {
 		if err != nil {
 			return nil, &DamagedError{c.cfg.Home, fmt.Errorf("open database %s: %w", name, err)}
 		}
-		return endedDB{db, &p.ended}, nil
+		return db, nil
 	}
+	written := func(db dbm.DB) dbm.DB { return writtenDB{endedDB{db, &p.ended}, c, p} }
 	db, err := open(StoreBlocks)
 	if err != nil {
 		return err
 	}
 	// NewBlockStore panics over a database that it cannot read.
-	blocks, err := try(func() *store.BlockStore { return store.NewBlockStore(db) })
+	blocks, err := try(func() *store.BlockStore { return store.NewBlockStore(written(db)) })
 	if err != nil {
 		db.Close()
 		return &DamagedError{c.cfg.Home, fmt.Errorf("read the blocks: %w", err)}
@@ -160,28 +165,12 @@ func (c *Chain) openStores(p *parts) error {
 	if db, err = open(StoreState); err != nil {
 		return err
 	}
-	p.states, p.turns, p.statesDB = sm.NewStore(stateDB{db}, sm.StoreOptions{}), newTurns(db), db
+	p.states, p.turns, p.statesDB = sm.NewStore(stateDB{written(db)}, sm.StoreOptions{}), newTurns(db), db
 	if db, err = open(StoreEvidence); err != nil {
 		return err
 	}
-	p.evidenceDB = db
+	p.evidenceDB = endedDB{db, &p.ended}
 	return nil
-}
-
-// endedDB is a database in which nothing is found after the chain's end. Loops of CometBFT
-// that ask a peer every two seconds read once more when they wake, and a store that cannot
-// read ends the process.
-type endedDB struct {
-	dbm.DB
-	ended *atomic.Bool
-}
-
-func (d endedDB) Get(key []byte) ([]byte, error) {
-	b, err := d.DB.Get(key)
-	if err != nil && d.ended.Load() {
-		return nil, nil
-	}
-	return b, err
 }
 
 // try runs a constructor that panics where others return an error.
@@ -320,7 +309,7 @@ func (c *Chain) buildSwitch(p *parts, state sm.State) error {
 	ev := evidence.NewReactor(p.evidence)
 	ev.SetLogger(p.log)
 	// Blocksync finds the mempool and consensus by these names.
-	reactors := []namedReactor{{"MEMPOOL", pool}, {"BLOCKSYNC", p.sync}, {"CONSENSUS", p.reactor}, {"EVIDENCE", ev}, {"STATESYNC", p.snaps}}
+	reactors := []namedReactor{{"MEMPOOL", pool}, {"BLOCKSYNC", p.sync}, {"CONSENSUS", &voteReactor{Reactor: p.reactor, c: c}}, {"EVIDENCE", ev}, {"STATESYNC", p.snaps}}
 	if c.cfg.Transport == TransportComet {
 		return c.buildComet(p, state, reactors)
 	}
@@ -356,7 +345,7 @@ func (p *parts) close(c *Chain) {
 		quiet("switch", p.sw.Stop())
 		// The gossip loops of the reactors look up only between two rounds, and a read
 		// from a store that is closed would end the process.
-		time.Sleep(50*time.Millisecond + 2*c.cfg.Gossip)
+		time.Sleep(50*time.Millisecond + 2*idleGossip)
 	}
 	p.tasks.Wait()
 	if p.comet != nil {

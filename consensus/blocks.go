@@ -66,17 +66,8 @@ func (p *parts) commit(h mesh.Height) (*types.Commit, error) {
 	return commit, nil
 }
 
-// Validators returns the validators of a block with their turns as proposers. Those of
-// the next block are known too. For checking signatures, Signers is enough.
-func (c *Chain) Validators(h mesh.Height) (*types.ValidatorSet, error) {
-	p, done, err := c.hold()
-	if err != nil {
-		return nil, err
-	}
-	defer done()
-	return p.validators(h)
-}
-
+// validators returns the validators of a block with their turns as proposers. Those of
+// the next block are known too. For checking signatures, signers is enough.
 func (p *parts) validators(h mesh.Height) (*types.ValidatorSet, error) {
 	v, err := p.turns.at(p.states, int64(h))
 	if err != nil {
@@ -85,16 +76,7 @@ func (p *parts) validators(h mesh.Height) (*types.ValidatorSet, error) {
 	return v, nil
 }
 
-// Signers returns the validators of a block without their turns as proposers.
-func (c *Chain) Signers(h mesh.Height) (*types.ValidatorSet, error) {
-	p, done, err := c.hold()
-	if err != nil {
-		return nil, err
-	}
-	defer done()
-	return p.signers(h)
-}
-
+// signers returns the validators of a block without their turns as proposers.
 func (p *parts) signers(h mesh.Height) (*types.ValidatorSet, error) {
 	fast, ok := p.states.(interface {
 		LoadValidatorsFast(height int64) (*types.ValidatorSet, error)
@@ -131,7 +113,7 @@ func (p *parts) header(h mesh.Height) (*types.SignedHeader, error) {
 	return &types.SignedHeader{Header: &meta.Header, Commit: commit}, nil
 }
 
-// LightBlock returns a header with its signatures, and its validators as Validators does:
+// LightBlock returns a header with its signatures, and its validators with their turns:
 // what a node needs that syncs to the state of that block.
 func (c *Chain) LightBlock(_ context.Context, h mesh.Height) (*types.LightBlock, error) {
 	p, done, err := c.hold()

@@ -95,7 +95,7 @@ func (b blockConn) FinalizeBlock(ctx context.Context, r *abci.RequestFinalizeBlo
 		res, err = b.AppConnConsensus.FinalizeBlock(ctx, r)
 	}
 	if err != nil {
-		b.end(err, func() {})
+		b.c.endFetching(b.p, fmt.Errorf("apply a block: %w", err), func() {})
 	}
 	return res, err
 }
@@ -103,18 +103,19 @@ func (b blockConn) FinalizeBlock(ctx context.Context, r *abci.RequestFinalizeBlo
 func (b blockConn) Commit(ctx context.Context) (*abci.ResponseCommit, error) {
 	res, err := b.AppConnConsensus.Commit(ctx)
 	if err != nil {
-		b.end(err, b.p.pool.Unlock) // which the caller locked
+		b.c.endFetching(b.p, fmt.Errorf("apply a block: %w", err), b.p.pool.Unlock) // which the caller locked
 	}
 	return res, err
 }
 
-// end ends the fetching of blocks: over an error of the application its goroutine would end
-// the process, and all that the node does beside the ledger. Consensus recovers by itself.
-func (b blockConn) end(err error, unlock func()) {
-	if !b.p.reactor.WaitSync() {
+// endFetching ends the goroutine that fetches a snapshot or blocks, which calls it: over an
+// error of the application or the database it would end the process, and all that the node
+// does beside the ledger. Consensus recovers by itself, and at the start errors return.
+func (c *Chain) endFetching(p *parts, err error, unlock func()) {
+	if p.reactor == nil || !p.reactor.WaitSync() {
 		return
 	}
-	b.c.fail(fmt.Errorf("apply a block: %w", err))
+	c.fail(err)
 	unlock()
 	runtime.Goexit()
 }

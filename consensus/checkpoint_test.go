@@ -3,7 +3,10 @@ package consensus
 import (
 	"context"
 	"errors"
+	"os"
+	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -101,15 +104,78 @@ func (a *failingApp) Commit(ctx context.Context, r *abci.RequestCommit) (*abci.R
 	return a.toyApp.Commit(ctx, r)
 }
 
-// TestFailureWhileFetching: an application that fails while blocks are fetched ends the
-// chain, not the process, and the chain stops in order.
+// failingDB fails to write a key. Once it is gone, it fails to read another.
+type failingDB struct {
+	dbm.DB
+	key, unread string
+	gone        *atomic.Bool
+}
+
+func (d failingDB) Get(key []byte) ([]byte, error) {
+	if string(key) == d.unread && d.gone.Load() {
+		return nil, errors.New("the disk is gone")
+	}
+	return d.DB.Get(key)
+}
+
+func (d failingDB) Set(key, value []byte) error {
+	if string(key) == d.key {
+		return errors.New("the disk is gone")
+	}
+	return d.DB.Set(key, value)
+}
+
+func (d failingDB) NewBatch() dbm.Batch { return &failingBatch{Batch: d.DB.NewBatch(), key: d.key} }
+
+type failingBatch struct {
+	dbm.Batch
+	key   string
+	fails bool
+}
+
+func (b *failingBatch) Set(key, value []byte) error {
+	b.fails = b.fails || string(key) == b.key
+	return b.Batch.Set(key, value)
+}
+
+func (b *failingBatch) WriteSync() error {
+	if b.fails {
+		return errors.New("the disk is gone")
+	}
+	return b.Batch.WriteSync()
+}
+
+// TestFailureWhileFetching: an application or a database that fails while blocks are fetched
+// ends the chain, not the process, and the chain stops in order.
 func TestFailureWhileFetching(t *testing.T) {
 	t.Parallel()
-	for name, atCommit := range map[string]bool{"executing": false, "writing": true} {
+	broken := func(store, key string) func(*Config) {
+		return func(cfg *Config) {
+			open := cfg.Open
+			cfg.Open = func(name string) (dbm.DB, error) {
+				db, err := open(name)
+				if name == store {
+					db = failingDB{DB: db, key: key}
+				}
+				return db, err
+			}
+		}
+	}
+	app := func(atCommit bool) func(*Config) {
+		return func(cfg *Config) { cfg.App = &failingApp{toyApp: cfg.App.(*toyApp), at: 4, atCommit: atCommit} }
+	}
+	for name, fails := range map[string]func(*Config){
+		"executing":           app(false),
+		"writing":             app(true),
+		"keeping a block":     broken(StoreBlocks, "H:4"),
+		"keeping its results": broken(StoreState, "abciResponsesKey:4"),
+		"keeping its state":   broken(StoreState, "validatorsKey:6"),
+	} {
 		t.Run(name, func(t *testing.T) {
 			n := newToyNet(t, 1, 1, func(i int, cfg *Config) {
 				if i == 1 {
-					cfg.App, cfg.Log = &failingApp{toyApp: cfg.App.(*toyApp), at: 4, atCommit: atCommit}, nil
+					cfg.Log = nil
+					fails(cfg)
 				}
 			})
 			for _, node := range n.nodes {
@@ -133,6 +199,39 @@ func TestFailureWhileFetching(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// TestBrokenLog: a node whose log of consensus cannot be opened says so when it would begin to
+// vote. The process goes on, and the chain stops.
+func TestBrokenLog(t *testing.T) {
+	t.Parallel()
+	n := newToyNet(t, 1, 1, func(i int, cfg *Config) {
+		if i == 1 {
+			cfg.Log = nil
+		}
+	})
+	for _, node := range n.nodes {
+		n.startHost(node)
+	}
+	n.startChain(n.nodes[0])
+	n.reach(3, n.nodes[0])
+	late := n.nodes[1]
+	if err := os.MkdirAll(filepath.Join(late.home, "wal", "wal"), 0o700); err != nil { // where the file should be
+		t.Fatal(err)
+	}
+	n.startChain(late)
+	var damaged *DamagedError
+	select {
+	case err := <-late.Err():
+		if !errors.As(err, &damaged) || !strings.Contains(err.Error(), late.wal()) || len(err.Error()) > 1000 {
+			t.Errorf("ended with %.2000v", err)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("goes on")
+	}
+	if err := late.Stop(); err != nil {
+		t.Error(err)
 	}
 }
 

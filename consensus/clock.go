@@ -86,7 +86,7 @@ func (s *skew) atStart(state sm.State) error {
 
 // behind reports a last block that lies in the future. mu is held.
 func (s *skew) behind(now time.Time) error {
-	if ahead := s.last.Sub(now); !s.last.IsZero() && ahead > s.c.cfg.ClockSkew {
+	if ahead := s.last.Sub(now); !s.last.IsZero() && ahead > s.c.cfg.clockSkew() {
 		return fmt.Errorf("%w: it is %s behind the last block of the ledger, which is of %s; set the clock (timedatectl set-ntp true)",
 			ErrClock, ahead.Round(time.Second), s.last.UTC().Format(time.RFC3339))
 	}
@@ -101,7 +101,7 @@ func (s *skew) check() error {
 	if err := s.behind(now); err != nil {
 		return err
 	}
-	if !s.last.IsZero() && now.Sub(s.last) <= s.c.cfg.ClockSkew {
+	if !s.last.IsZero() && now.Sub(s.last) <= s.c.cfg.clockSkew() {
 		return nil
 	}
 	s.forget()
@@ -125,7 +125,7 @@ func (s *skew) off(sign time.Duration) (least time.Duration, n int) {
 		all += power
 		said := s.said[a]
 		by := sign * said.ahead
-		if !said.ok || by <= s.c.cfg.ClockSkew {
+		if !said.ok || by <= s.c.cfg.clockSkew() {
 			continue
 		}
 		if those += power; n == 0 || by < least {

@@ -57,18 +57,10 @@ type Config struct {
 	Transport string // TransportMesh when empty
 	Comet     *Comet // for TransportComet
 
-	Commit    time.Duration // pause after a block; default 1 s
-	Propose   time.Duration // wait for a proposal; default 3 s
-	Vote      time.Duration // wait for more votes in a divided round; default 1 s
-	Gossip    time.Duration // pause of an idle gossip loop; default 10 ms
-	NoEmpty   bool          // wait for transactions before a block is made
-	TxBytes   int           // largest transaction; default 256 KiB
-	PoolTxs   int           // transactions that wait for a block; default 20,000
-	PoolBytes int64         // bytes that they may have together; default 32 MiB
+	Commit  time.Duration // pause after a block; default 1 s
+	Propose time.Duration // wait for a proposal; default 3 s
+	Vote    time.Duration // wait for more votes in a divided round; default 1 s
 
-	// ClockSkew is how far the clock may be off before the node stops voting; default 30 s,
-	// or four times Commit where that is more: a last block of so long ago is no sign yet.
-	ClockSkew time.Duration
 	// DiskFloor is the free space below which the node stops voting; below half of it
 	// the chain stops. Default 256 MiB, a negative value checks nothing.
 	DiskFloor int64
@@ -81,6 +73,7 @@ type Config struct {
 	// block is older needs a checkpoint. 0: for ever.
 	Period time.Duration
 
+	poolTxs    int                              // of tests: transactions that wait for a block
 	step       func(name string)                // of tests: called between the steps of a state sync
 	sweepEvery time.Duration                    // of tests: between two looks at what pruned blocks left
 	now        func() time.Time                 // of tests: a clock that is off
@@ -93,6 +86,10 @@ type Comet struct {
 	Peers  []string           // ID@IP:PORT of the others
 	Key    ed25519.PrivateKey // identity on this transport; CometID tells its ID
 }
+
+// clockSkew is how far the clock may be off before the node stops voting. A last block of
+// four times Commit ago is no sign yet.
+func (c *Config) clockSkew() time.Duration { return max(30*time.Second, 4*c.Commit) }
 
 func (c *Config) complete() error {
 	switch {
@@ -124,11 +121,7 @@ func (c *Config) complete() error {
 	c.Commit = orDefault(c.Commit, time.Second)
 	c.Propose = orDefault(c.Propose, 3*time.Second)
 	c.Vote = orDefault(c.Vote, time.Second)
-	c.Gossip = orDefault(c.Gossip, 10*time.Millisecond)
-	c.TxBytes = orDefault(c.TxBytes, ledger.MaxTxBytes)
-	c.PoolTxs = orDefault(c.PoolTxs, ledger.PoolTxs)
-	c.PoolBytes = orDefault(c.PoolBytes, ledger.PoolBytes)
-	c.ClockSkew = orDefault(c.ClockSkew, max(30*time.Second, 4*c.Commit))
+	c.poolTxs = orDefault(c.poolTxs, ledger.PoolTxs)
 	if c.DiskFloor == 0 {
 		c.DiskFloor = 256 << 20
 	}

@@ -3,6 +3,7 @@ package consensus
 import (
 	"bytes"
 	"fmt"
+	"sync/atomic"
 
 	dbm "github.com/cometbft/cometbft-db"
 	abci "github.com/cometbft/cometbft/abci/types"
@@ -53,3 +54,50 @@ func (d stateDB) Get(key []byte) ([]byte, error) {
 	}
 	return b, nil
 }
+
+// endedDB is a database in which nothing is found after the chain's end. Loops of CometBFT
+// that ask a peer every two seconds read once more when they wake, and a store that cannot
+// read ends the process.
+type endedDB struct {
+	dbm.DB
+	ended *atomic.Bool
+}
+
+func (d endedDB) Get(key []byte) ([]byte, error) {
+	b, err := d.DB.Get(key)
+	if err != nil && d.ended.Load() {
+		return nil, nil
+	}
+	return b, err
+}
+
+// writtenDB is a database of the blocks or of their states. A write to it that fails while
+// blocks are fetched ends the chain, where CometBFT would end the process.
+type writtenDB struct {
+	endedDB
+	c *Chain
+	p *parts
+}
+
+func (d writtenDB) Set(key, value []byte) error     { return d.wrote(d.DB.Set(key, value)) }
+func (d writtenDB) SetSync(key, value []byte) error { return d.wrote(d.DB.SetSync(key, value)) }
+func (d writtenDB) Delete(key []byte) error         { return d.wrote(d.DB.Delete(key)) }
+func (d writtenDB) DeleteSync(key []byte) error     { return d.wrote(d.DB.DeleteSync(key)) }
+func (d writtenDB) NewBatch() dbm.Batch             { return writtenBatch{d.DB.NewBatch(), d} }
+
+// wrote looks at the end of a write. The stores unlock what they hold in deferred calls.
+func (d writtenDB) wrote(err error) error {
+	if err != nil {
+		d.c.endFetching(d.p, fmt.Errorf("write to the ledger's database: %w", err), func() {})
+	}
+	return err
+}
+
+// writtenBatch reaches the disk when it is written.
+type writtenBatch struct {
+	dbm.Batch
+	db writtenDB
+}
+
+func (b writtenBatch) Write() error     { return b.db.wrote(b.Batch.Write()) }
+func (b writtenBatch) WriteSync() error { return b.db.wrote(b.Batch.WriteSync()) }

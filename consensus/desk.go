@@ -37,7 +37,6 @@ type Desk struct {
 // shown is a light block as it goes to peers. To make one costs milliseconds.
 type shown struct {
 	height mesh.Height
-	hash   mesh.Hash
 	raw    []byte
 }
 
@@ -84,7 +83,7 @@ func (d *Desk) answer(ctx context.Context, peer mesh.Address, ask *lightpb.Ask) 
 		}
 		return &lightpb.Answer{Got: &lightpb.Answer_Block{Block: b.raw}}
 	case *lightpb.Ask_Tip:
-		return d.tip(ctx, mesh.Height(want.Tip))
+		return d.tip(mesh.Height(want.Tip))
 	case *lightpb.Ask_Record:
 		return d.record(want.Record)
 	case *lightpb.Ask_Keys:
@@ -150,7 +149,6 @@ func (d *Desk) block(ctx context.Context, height mesh.Height) (shown, *lightpb.A
 		return shown{}, d.missing(err, height)
 	}
 	out := shown{height: height}
-	copy(out.hash[:], b.Hash())
 	if out.raw, err = light.EncodeBlock(b); err != nil {
 		return shown{}, refusal(lightpb.Error_OTHER, err.Error())
 	}
@@ -173,7 +171,7 @@ func (d *Desk) remembered(height mesh.Height) (shown, bool) {
 }
 
 // tip says which header a height has, without its signatures.
-func (d *Desk) tip(_ context.Context, height mesh.Height) *lightpb.Answer {
+func (d *Desk) tip(height mesh.Height) *lightpb.Answer {
 	chain, err := d.Chain()
 	if err != nil {
 		return refusal(lightpb.Error_NO_LEDGER, err.Error())
@@ -206,6 +204,9 @@ func (d *Desk) keys(want *lightpb.Keys) *lightpb.Answer {
 	limit := int(min(max(want.GetLimit(), 1), light.MaxKeys))
 	if !ledger.Proven(prefix) || len(prefix) > maxDeskKey || len(want.GetAfter()) > maxDeskKey {
 		return refusal(lightpb.Error_INVALID, "this table has no proofs")
+	}
+	if after := want.GetAfter(); !bytes.HasPrefix(after, prefix) && bytes.Compare(after, prefix) > 0 {
+		return &lightpb.Answer{Got: &lightpb.Answer_Keys{Keys: new(lightpb.KeyList)}} // it is beyond the table
 	}
 	v := d.Store.View()
 	defer v.Close()

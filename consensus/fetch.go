@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -169,7 +170,7 @@ func (f *fetch) offered(peer cp2p.Peer, s *abci.Snapshot) {
 		f.mu.Unlock()
 		return
 	}
-	if s.Height == 0 || s.Chunks == 0 || len(s.Hash) != len(mesh.Hash{}) || len(s.Metadata) > 64+len(mesh.Hash{})*int(f.most) {
+	if s.Height == 0 || s.Height > math.MaxInt64-2 || s.Chunks == 0 || len(s.Hash) != len(mesh.Hash{}) || len(s.Metadata) > 64+len(mesh.Hash{})*int(f.most) {
 		return
 	}
 	id := mesh.HashOf(binary.BigEndian.AppendUint64(nil, s.Height), binary.BigEndian.AppendUint32(nil, s.Format), binary.BigEndian.AppendUint32(nil, s.Chunks), s.Hash, s.Metadata)

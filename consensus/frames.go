@@ -13,8 +13,9 @@ import (
 
 // Bounds of messages on the way in.
 const (
-	messageLimit  = 24 << 20         // bytes of the largest, a block
+	messageLimit  = 5 << 20          // bytes of the largest: a chunk of 4 MiB, or a block, of at most 2 MiB
 	messageMemory = 256 << 20        // bytes of all that are being read, beyond frameKeep each
+	peerMemory    = 8 << 20          // of them, those of one peer: a chunk and a list of snapshots at once
 	frameTime     = 20 * time.Second // in which a message has to arrive once it began,
 	frameSpeed    = 64 << 10         // and one second more for so many bytes
 	frameKeep     = 128 << 10        // buffer that a stream keeps
@@ -27,11 +28,20 @@ type badMessage struct{ err error }
 func (b *badMessage) Error() string { return b.err.Error() }
 func (b *badMessage) Unwrap() error { return b.err }
 
+// ownFault is a message that this node failed over, whoever is to blame.
+type ownFault struct{ err error }
+
+func (o *ownFault) Error() string { return o.err.Error() }
+func (o *ownFault) Unwrap() error { return o.err }
+
 // errStalled is a message that began and did not arrive.
 var errStalled = errors.New("message did not arrive in time")
 
-// budget bounds the memory of large messages that are being read.
-type budget struct{ free atomic.Int64 }
+// budget bounds the memory of large messages.
+type budget struct {
+	free atomic.Int64
+	of   *budget // that this is a share of; nil for none
+}
 
 func newBudget(n int64) *budget {
 	b := &budget{}
@@ -39,10 +49,22 @@ func newBudget(n int64) *budget {
 	return b
 }
 
-func (b *budget) give(n int64) { b.free.Add(n) }
+// share is a budget of one of those who use this one together.
+func (b *budget) share(n int64) *budget {
+	s := newBudget(n)
+	s.of = b
+	return s
+}
+
+func (b *budget) give(n int64) {
+	b.free.Add(n)
+	if b.of != nil {
+		b.of.give(n)
+	}
+}
 
 func (b *budget) take(n int64) bool {
-	if b.free.Add(-n) < 0 {
+	if b.free.Add(-n) < 0 || b.of != nil && !b.of.take(n) {
 		b.free.Add(n)
 		return false
 	}
@@ -149,15 +171,13 @@ func (f *frames) read(size int) ([]byte, error) {
 	return b, nil
 }
 
-// done gives back what the last message took.
+// done gives back what the last message took, also one that did not arrive whole.
 func (f *frames) done() {
 	if f.taken > 0 {
-		f.budget.free.Add(f.taken)
+		f.budget.give(f.taken)
 		f.taken = 0
 	}
 }
-
-func (f *frames) close() { f.done() }
 
 func stalled(err error) error {
 	var late net.Error

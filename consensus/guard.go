@@ -104,8 +104,9 @@ func (c *Chain) checkDisk() error {
 
 const machineEvery = time.Second
 
-// watchMachine looks after what consensus itself does not: it ends the chain when a write is about to fail: a database that ran into
-// a full disk may not open again.
+// watchMachine looks after what consensus itself does not: the clock, and the disk. It ends
+// the chain when a write is about to fail: a database that ran into a full disk may not open
+// again.
 func (c *Chain) watchMachine(p *parts) {
 	tick := time.NewTicker(machineEvery)
 	defer tick.Stop()

@@ -19,7 +19,6 @@ import (
 	"github.com/cometbft/cometbft/types"
 
 	"github.com/gonka-mesh/mesh"
-	"github.com/gonka-mesh/mesh/consensus/light"
 )
 
 // offClock is a clock that a test sets off.
@@ -158,8 +157,8 @@ func TestSkewFollowsBlocks(t *testing.T) {
 		n := newToyNet(t, 1, 0, func(_ int, cfg *Config) { cfg.Commit = commit })
 		cfg := n.config(n.nodes[0])
 		cfg.Transport, cfg.Comet = TransportComet, &Comet{}
-		if err := cfg.complete(); err != nil || cfg.ClockSkew != want {
-			t.Errorf("a block each %s: a clock may be off by %s, want %s: %v", commit, cfg.ClockSkew, want, err)
+		if err := cfg.complete(); err != nil || cfg.clockSkew() != want {
+			t.Errorf("a block each %s: a clock may be off by %s, want %s: %v", commit, cfg.clockSkew(), want, err)
 		}
 	}
 }
@@ -457,67 +456,4 @@ func TestSweep(t *testing.T) {
 	// It starts again, and goes on from where it was.
 	n.startChain(node)
 	n.reach(at+5, node)
-}
-
-// trustedChain is a node that another one trusts.
-type trustedChain struct{ *Chain }
-
-func (c trustedChain) Head(context.Context) (light.Head, error) {
-	s, err := c.Status()
-	return light.Head{Height: s.Height}, err
-}
-
-// TestStateSync: a new node takes a snapshot from its peers, checks it against what it
-// trusts, and goes on with blocks; and it starts again from there.
-func TestStateSync(t *testing.T) {
-	n := newToyNet(t, 2, 0, nil)
-	for _, node := range n.nodes {
-		node.app.snapEvery = 5
-	}
-	n.start()
-	n.reach(12, n.nodes...)
-	late := n.addNode(5)
-	n.tune = func(i int, cfg *Config) {
-		cfg.StateSync = &StateSync{Trusted: trustedChain{n.nodes[0].Chain}, Discovery: 300 * time.Millisecond}
-	}
-	n.startHost(late)
-	n.startChain(late)
-	var s Status
-	eventually(t, "the node has blocks after the snapshot", func() bool {
-		s, _ = late.Status()
-		return s.Oldest > 0
-	})
-	if s.Oldest < 6 {
-		t.Errorf("oldest block %d: it fetched blocks from the start", s.Oldest)
-	}
-	n.reach(s.Oldest, n.nodes...)
-	n.agree(s.Oldest, n.nodes...)
-	late.Stop()
-	n.startChain(late)
-	n.reach(s.Oldest+3, late)
-}
-
-// TestNoSnapshot: a network without snapshots is reported.
-func TestNoSnapshot(t *testing.T) {
-	n := newToyNet(t, 1, 0, nil)
-	n.start()
-	late := n.addNode(5)
-	n.tune = func(i int, cfg *Config) {
-		cfg.Log = nil
-		cfg.StateSync = &StateSync{Trusted: trustedChain{n.nodes[0].Chain}, Discovery: 50 * time.Millisecond, Patience: 100 * time.Millisecond}
-	}
-	n.startHost(late)
-	n.startChain(late)
-	select {
-	case err := <-late.Err():
-		if !errors.Is(err, ErrNoSnapshot) {
-			t.Error(err)
-		}
-	case <-time.After(time.Minute):
-		t.Error("waits for ever")
-	}
-	late.Stop()
-	n.tune = nil
-	n.startChain(late)
-	n.reach(3, late)
 }

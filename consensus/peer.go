@@ -53,6 +53,7 @@ type meshPeer struct {
 	cancel  context.CancelFunc
 	bytes   *rate.Limiter
 	count   *rate.Limiter
+	memory  *budget          // its share of what all have for large messages on the way in
 	out     map[byte]*outbox // by channel, fixed
 	values  sync.Map         // of reactors
 
@@ -81,7 +82,7 @@ type queued struct {
 
 func newMeshPeer(s *meshSwitch, a mesh.Address) *meshPeer {
 	p := &meshPeer{sw: s, addr: a, id: idOf(a), since: time.Now(), ready: make(chan struct{}),
-		bytes: rate.NewLimiter(receiveRate, receiveBurst), count: rate.NewLimiter(messageRate, messageBurst),
+		bytes: rate.NewLimiter(receiveRate, receiveBurst), count: rate.NewLimiter(messageRate, messageBurst), memory: s.budget.share(peerMemory),
 		out: make(map[byte]*outbox, len(s.channels)), in: make(map[byte]net.Conn)}
 	p.ctx, p.cancel = context.WithCancel(s.ctx)
 	for id, ch := range s.channels {
@@ -271,9 +272,13 @@ func (p *meshPeer) writeStream(id byte, o *outbox, c net.Conn) error {
 // and nothing else may be due for long, so that both would wait for each other.
 func (p *meshPeer) listen(id byte, c net.Conn) {
 	_, err := c.Read(make([]byte, 1))
-	if p.ctx.Err() == nil {
-		p.sw.drop(p, fmt.Errorf("the peer ended channel %#x: %w", id, err), dropLater)
+	if p.ctx.Err() != nil {
+		return
 	}
+	if err == nil {
+		err = errors.New("it wrote on a stream that nothing comes back on")
+	}
+	p.sw.drop(p, fmt.Errorf("the peer ended channel %#x: %w", id, err), dropLater)
 }
 
 // writeQueued writes a message and those that wait behind it.
@@ -306,8 +311,8 @@ func (d deadlined) Write(b []byte) (int, error) {
 
 // read passes the messages of a stream to their reactor.
 func (p *meshPeer) read(c net.Conn, ch *channel) error {
-	in := newFrames(c, min(ch.RecvMessageCapacity, messageLimit), p.sw.budget)
-	defer in.close()
+	in := newFrames(c, min(ch.RecvMessageCapacity, messageLimit), p.memory)
+	defer in.done()
 	for {
 		b, err := in.next()
 		if err != nil {
@@ -331,11 +336,17 @@ func (p *meshPeer) pace(n int) error {
 	return p.bytes.WaitN(p.ctx, n)
 }
 
-// deliver decodes a message and hands it to its reactor. A reactor that panics over a
-// message is no reason to end the process.
+// deliver decodes a message and hands it to its reactor. That code panics over a message is
+// no reason to end the process. To decode one needs the message alone, so that a panic there
+// is its sender's fault; a reactor's may be this node's, like a disk that is broken.
 func (p *meshPeer) deliver(ch *channel, b []byte) (err error) {
+	handed := false
 	defer func() {
-		if r := recover(); r != nil {
+		switch r := recover(); {
+		case r == nil:
+		case handed:
+			err = &ownFault{fmt.Errorf("panic: %v", r)}
+		default:
 			err = &badMessage{fmt.Errorf("panic: %v", r)}
 		}
 	}()
@@ -356,6 +367,7 @@ func (p *meshPeer) deliver(ch *channel, b []byte) (err error) {
 	if p.ctx.Err() != nil {
 		return p.ctx.Err()
 	}
+	handed = true
 	ch.reactor.Receive(cp2p.Envelope{ChannelID: ch.ID, Src: p, Message: m})
 	return nil
 }

@@ -15,8 +15,8 @@ import (
 func TestConsensusParameters(t *testing.T) {
 	got := *NewGenesis(mesh.NewNetworkID("test", mesh.Hash{1}), time.Unix(1, 0), nil, time.Hour, time.Second).ConsensusParams
 	want := types.ConsensusParams{
-		Block:     types.BlockParams{MaxBytes: got.Block.MaxBytes, MaxGas: -1},
-		Evidence:  types.EvidenceParams{MaxAgeNumBlocks: got.Evidence.MaxAgeNumBlocks, MaxAgeDuration: time.Hour, MaxBytes: 1 << 20},
+		Block:     types.BlockParams{MaxBytes: 2 << 20, MaxGas: -1},
+		Evidence:  types.EvidenceParams{MaxAgeNumBlocks: 3600, MaxAgeDuration: time.Hour, MaxBytes: 1 << 20},
 		Validator: types.ValidatorParams{PubKeyTypes: []string{"ed25519"}},
 		Version:   types.VersionParams{App: 1},
 	}

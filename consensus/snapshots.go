@@ -10,6 +10,8 @@ import (
 	ssproto "github.com/cometbft/cometbft/proto/tendermint/statesync"
 	"github.com/cometbft/cometbft/proxy"
 	"github.com/cometbft/cometbft/statesync"
+
+	"github.com/gonka-mesh/mesh/consensus/state"
 )
 
 // snapshotReactor serves the application's snapshots to nodes that join, and hands what
@@ -27,9 +29,9 @@ type snapshotReactor struct {
 }
 
 const (
-	// snapshotBytes and chunkBytes bound messages.
+	// snapshotBytes and chunkBytes bound messages; beside its chunk one has some numbers.
 	snapshotBytes = 4_000_000
-	chunkBytes    = 16_000_000
+	chunkBytes    = state.MaxChunk + 1<<10
 	// snapshotsShown is how many are offered to one peer.
 	snapshotsShown = 10
 )

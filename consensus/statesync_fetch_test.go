@@ -3,6 +3,7 @@ package consensus
 import (
 	"bytes"
 	"log/slog"
+	"math"
 	"testing"
 	"time"
 
@@ -113,6 +114,7 @@ func TestFetchAsks(t *testing.T) {
 func FuzzOffer(f *testing.F) {
 	s := forge(7, []byte{1}, []byte{2})
 	f.Add(s.Height, s.Format, s.Chunks, s.Hash, s.Metadata)
+	f.Add(uint64(math.MaxUint64), s.Format, s.Chunks, s.Hash, s.Metadata) // the header after the next has a number that is small again
 	f.Add(uint64(1)<<63, uint32(1), uint32(1)<<31, []byte{1}, []byte(nil))
 	store, err := state.Open(state.Config{Memory: true, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {

@@ -12,8 +12,72 @@ import (
 	abci "github.com/cometbft/cometbft/abci/types"
 
 	"github.com/gonka-mesh/mesh"
+	"github.com/gonka-mesh/mesh/consensus/light"
 	"github.com/gonka-mesh/mesh/consensus/state"
 )
+
+// trustedChain is a node that another one trusts.
+type trustedChain struct{ *Chain }
+
+func (c trustedChain) Head(context.Context) (light.Head, error) {
+	s, err := c.Status()
+	return light.Head{Height: s.Height}, err
+}
+
+// TestStateSync: a new node takes a snapshot from its peers, checks it against what it
+// trusts, and goes on with blocks; and it starts again from there.
+func TestStateSync(t *testing.T) {
+	n := newToyNet(t, 2, 0, nil)
+	for _, node := range n.nodes {
+		node.app.snapEvery = 5
+	}
+	n.start()
+	n.reach(12, n.nodes...)
+	late := n.addNode(5)
+	n.tune = func(i int, cfg *Config) {
+		cfg.StateSync = &StateSync{Trusted: trustedChain{n.nodes[0].Chain}, Discovery: 300 * time.Millisecond}
+	}
+	n.startHost(late)
+	n.startChain(late)
+	var s Status
+	eventually(t, "the node has blocks after the snapshot", func() bool {
+		s, _ = late.Status()
+		return s.Oldest > 0
+	})
+	if s.Oldest < 6 {
+		t.Errorf("oldest block %d: it fetched blocks from the start", s.Oldest)
+	}
+	n.reach(s.Oldest, n.nodes...)
+	n.agree(s.Oldest, n.nodes...)
+	late.Stop()
+	n.startChain(late)
+	n.reach(s.Oldest+3, late)
+}
+
+// TestNoSnapshot: a network without snapshots is reported.
+func TestNoSnapshot(t *testing.T) {
+	n := newToyNet(t, 1, 0, nil)
+	n.start()
+	late := n.addNode(5)
+	n.tune = func(i int, cfg *Config) {
+		cfg.Log = nil
+		cfg.StateSync = &StateSync{Trusted: trustedChain{n.nodes[0].Chain}, Discovery: 50 * time.Millisecond, Patience: 100 * time.Millisecond}
+	}
+	n.startHost(late)
+	n.startChain(late)
+	select {
+	case err := <-late.Err():
+		if !errors.Is(err, ErrNoSnapshot) {
+			t.Error(err)
+		}
+	case <-time.After(time.Minute):
+		t.Error("waits for ever")
+	}
+	late.Stop()
+	n.tune = nil
+	n.startChain(late)
+	n.reach(3, late)
+}
 
 // liar is the application of a peer that lies about snapshots.
 type liar struct {

@@ -25,7 +25,6 @@ type Status struct {
 	Missed     int64  // own votes that recent blocks lack, since the start
 	Peers      int    // other nodes of the ledger that are connected
 	Blocks     int64  // since the start
-	Txs        int64  // in those blocks
 	Waiting    int    // transactions in the mempool
 	Problem    string // why the node does not vote, in words for its operator
 	Doing      string // what it does to catch up, where that takes long
@@ -53,7 +52,6 @@ func (d *doing) said() string {
 type seen struct {
 	missed atomic.Int64
 	blocks atomic.Int64
-	txs    atomic.Int64
 }
 
 // watchBlocks hands every new block to those that wait for something in it. The
@@ -85,7 +83,6 @@ func (c *Chain) watchBlocks(p *parts) error {
 // count keeps the figures of a block.
 func (c *Chain) count(p *parts, b *types.Block) {
 	c.seen.blocks.Add(1)
-	c.seen.txs.Add(int64(len(b.Txs)))
 	if c.self == nil || b.Height < 2 {
 		return
 	}
@@ -111,7 +108,7 @@ func (c *Chain) Status() (Status, error) {
 		return Status{}, fmt.Errorf("read the state of the ledger: %w", err)
 	}
 	s := Status{Height: mesh.Height(state.LastBlockHeight), Oldest: mesh.Height(p.blocks.Base()), Time: state.LastBlockTime,
-		AppHash: state.AppHash, CatchingUp: p.reactor.WaitSync(), Missed: c.seen.missed.Load(), Blocks: c.seen.blocks.Load(), Txs: c.seen.txs.Load(),
+		AppHash: state.AppHash, CatchingUp: p.reactor.WaitSync(), Missed: c.seen.missed.Load(), Blocks: c.seen.blocks.Load(),
 		Peers: p.sw.Peers().Size(), Waiting: p.pool.Size()}
 	if state.Validators != nil {
 		s.Total, s.Validators = state.Validators.TotalVotingPower(), state.Validators.Size()

@@ -44,8 +44,6 @@ type Result struct {
 	Height mesh.Height
 	Index  int // in its block
 	Data   []byte
-	Log    string
-	Events []abci.Event
 }
 
 // Submit hands a transaction to the ledger and waits until it is in a block. A
@@ -159,8 +157,7 @@ type included struct {
 }
 
 func (in included) result() (Result, error) {
-	res := Result{Hash: mesh.Hash(in.key), Height: mesh.Height(in.height), Index: in.index,
-		Data: in.exec.Data, Log: in.exec.Log, Events: in.exec.Events}
+	res := Result{Hash: mesh.Hash(in.key), Height: mesh.Height(in.height), Index: in.index, Data: in.exec.Data}
 	if in.exec.IsErr() {
 		return res, &Refused{Height: res.Height, Code: in.exec.Code, Log: in.exec.Log}
 	}

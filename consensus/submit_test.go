@@ -48,7 +48,7 @@ func TestSubmitFull(t *testing.T) {
 	var app *gatedApp
 	n := newToyNet(t, 1, 0, func(_ int, cfg *Config) {
 		app = &gatedApp{toyApp: cfg.App.(*toyApp)}
-		cfg.App, cfg.PoolTxs = app, 1
+		cfg.App, cfg.poolTxs = app, 1
 	})
 	n.start()
 	chain := n.nodes[0]

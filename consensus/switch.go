@@ -392,6 +392,12 @@ func (s *meshSwitch) lost(p *meshPeer, ch *channel, err error) {
 		s.blame(p, fmt.Errorf("channel %#x: %w", ch.ID, err))
 		return
 	}
+	var own *ownFault
+	if errors.As(err, &own) {
+		s.log.Warn("ledger: this node failed over a message; who sent it is left alone for a while", "peer", p.addr.String(), "channel", fmt.Sprintf("%#x", ch.ID), "err", clipText(err.Error()))
+		s.drop(p, err, dropRefuse)
+		return
+	}
 	if p.ctx.Err() == nil {
 		s.drop(p, fmt.Errorf("stream of channel %#x: %w", ch.ID, err), dropLater)
 	}

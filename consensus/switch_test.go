@@ -155,7 +155,7 @@ func TestMemoryFollowsBytes(t *testing.T) {
 	if took := 1<<20 - b.free.Load(); took < 700<<10 || took > 1<<20 {
 		t.Errorf("%d bytes taken for 700 KiB", took)
 	}
-	f.close()
+	f.done()
 	if b.free.Load() != 1<<20 {
 		t.Errorf("%d bytes are missing from the budget", 1<<20-b.free.Load())
 	}
@@ -163,7 +163,7 @@ func TestMemoryFollowsBytes(t *testing.T) {
 	client, server = net.Pipe()
 	defer client.Close()
 	f = newFrames(server, 8<<20, b)
-	defer f.close()
+	defer f.done()
 	go func() {
 		client.Write(binary.AppendUvarint(nil, 2<<20))
 		client.Write(make([]byte, 2<<20))
@@ -210,7 +210,7 @@ func FuzzFrames(f *testing.F) {
 			rest = rest[n+len(m):]
 			in.done()
 		}
-		in.close()
+		in.done()
 		if b.free.Load() != 1<<20 {
 			t.Error("the budget is short")
 		}

@@ -50,14 +50,14 @@ func parseSeed(s string) (peer.AddrInfo, error) {
 	return *info, nil
 }
 
-// parseSeeds reads the bootstrap list, joins the addresses of one peer and
-// leaves out the node itself.
 // CheckSeed says what is wrong with a bootstrap address, if something is.
 func CheckSeed(address string) error {
 	_, err := parseSeed(address)
 	return err
 }
 
+// parseSeeds reads the bootstrap list, joins the addresses of one peer and
+// leaves out the node itself.
 func parseSeeds(list []string, self mesh.Address) ([]peer.AddrInfo, error) {
 	var out []peer.AddrInfo
 	for _, s := range list {

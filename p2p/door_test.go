@@ -97,3 +97,28 @@ func TestSentAway(t *testing.T) {
 		}
 	})
 }
+
+// TestForgetsFailures: of a peer that failed and was not dialled again for long nothing is
+// kept; of one that is connected or still waits it is.
+func TestForgetsFailures(t *testing.T) {
+	cfg := testConfig(t, 1)
+	cfg.NoListen = true
+	h, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	now := time.Now()
+	h.hellos.peers = map[peer.ID]*said{"connected": {}}
+	waits := map[peer.ID]*backoff{
+		"connected":   {delay: firstBackoff / 2, up: true},
+		"waits":       {delay: lastBackoff, next: now.Add(time.Minute)},
+		"not long":    {delay: lastBackoff, next: now.Add(time.Minute - lastBackoff)},
+		"for long":    {delay: lastBackoff, next: now.Add(-lastBackoff - time.Minute)},
+		"just missed": {delay: firstBackoff / 2, up: true},
+	}
+	h.missed(waits)
+	if _, stale := waits["for long"]; stale || len(waits) != 4 {
+		t.Errorf("%d are remembered, want 4", len(waits))
+	}
+}

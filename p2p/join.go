@@ -80,10 +80,15 @@ func (h *Host) join() {
 }
 
 // missed makes peers wait that were dialled and are connected no more. A node that
-// has others comes back later than one that has none: those with nobody go first.
+// has others comes back later than one that has none: those with nobody go first. Those whose
+// turn came and went are forgotten: a node that has peers enough dials nobody, for days.
 func (h *Host) missed(waits map[peer.ID]*backoff) {
 	now, lonely := time.Now(), h.hellos.count() == 0
 	for id, w := range waits {
+		if !w.up && now.Sub(w.next) > lastBackoff {
+			delete(waits, id) // it was not dialled again for so long that its failures are stale
+			continue
+		}
 		if !w.up || h.hellos.passed(id) {
 			continue
 		}

@@ -58,22 +58,16 @@ func openStore(file, chain string) (*store, error) {
 	return s, nil
 }
 
-// keptWithRoot is the first byte of a file that has the hash of the checkpoint behind it, and
-// then the block. Older ones are the block alone, which never begins so.
-const keptWithRoot = 1
-
+// encodeKept makes the file's bytes: the hash of the checkpoint, and the block.
 func encodeKept(b *types.LightBlock, from mesh.Hash) ([]byte, error) {
 	raw, err := EncodeBlock(b)
-	return append(append([]byte{keptWithRoot}, from[:]...), raw...), err
+	return append(from[:], raw...), err
 }
 
 // decodeKept reads the file's bytes; nil when they are damaged or of another network.
 func decodeKept(raw []byte, chain string) (*types.LightBlock, mesh.Hash) {
 	var from mesh.Hash
-	if len(raw) > len(from) && raw[0] == keptWithRoot {
-		raw = raw[1+copy(from[:], raw[1:]):]
-	}
-	return decodeBlockOf(raw, chain), from
+	return decodeBlockOf(raw[copy(from[:], raw):], chain), from
 }
 
 func decodeBlockOf(raw []byte, chain string) *types.LightBlock {

@@ -53,14 +53,14 @@ func (c *Client) Submit(ctx context.Context, raw []byte) (mesh.Height, error) {
 		if ctx.Err() != nil || refused == 2 {
 			break
 		}
-		answer, err := c.submitTo(ctx, peer, raw)
+		answer, handed, err := c.submitTo(ctx, peer, raw)
 		height := mesh.Height(answer.GetHeight())
 		if err == nil && height > 0 {
 			err = c.included(ctx, tx, height)
 		}
 		switch {
 		case err != nil:
-			lost = true
+			lost = lost || handed
 			c.caught(peer, err)
 			c.bench.put(peer, c.cfg.now())
 			errs = append(errs, err)
@@ -85,7 +85,7 @@ func (c *Client) Submit(ctx context.Context, raw []byte) (mesh.Height, error) {
 	switch {
 	case held:
 		errs = append(errs, c.waitUsed(ctx, tx), ErrLost)
-	case lost && refused > 0:
+	case lost:
 		errs = append(errs, ErrLost)
 	case refused > 0:
 		return 0, no
@@ -151,12 +151,13 @@ func (c *Client) included(ctx context.Context, tx *ledger.Tx, height mesh.Height
 	}
 }
 
-func (c *Client) submitTo(ctx context.Context, peer mesh.Address, tx []byte) (*lightpb.TxAnswer, error) {
+// submitTo returns what a peer says, and whether it may have the transaction, whatever it says.
+func (c *Client) submitTo(ctx context.Context, peer mesh.Address, tx []byte) (answer *lightpb.TxAnswer, handed bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, peerTimeout)
 	defer cancel()
 	conn, err := c.cfg.Dialer.Dial(ctx, peer, "tx")
 	if err != nil {
-		return nil, fmt.Errorf("hand a transaction to %s: %w", peer.Short(), err)
+		return nil, false, fmt.Errorf("hand a transaction to %s: %w", peer.Short(), err)
 	}
 	defer conn.Close()
 	deadline, _ := ctx.Deadline()
@@ -164,14 +165,14 @@ func (c *Client) submitTo(ctx context.Context, peer mesh.Address, tx []byte) (*l
 	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Now()) })
 	defer stop()
 	if err := p2p.WriteMessage(conn, &lightpb.TxAsk{Tx: tx}); err != nil {
-		return nil, fmt.Errorf("hand a transaction to %s: %w", peer.Short(), err)
+		return nil, true, fmt.Errorf("hand a transaction to %s: %w", peer.Short(), err)
 	}
-	answer := new(lightpb.TxAnswer)
+	answer = new(lightpb.TxAnswer)
 	if err := p2p.ReadMessage(conn, MaxAsk, answer); err != nil {
 		if errors.Is(err, p2p.ErrMessage) && ctx.Err() == nil {
-			return nil, &lie{fmt.Errorf("a malformed answer to a transaction: %w", err)}
+			return nil, true, &lie{fmt.Errorf("a malformed answer to a transaction: %w", err)}
 		}
-		return nil, fmt.Errorf("read what %s says of a transaction: %w", peer.Short(), err)
+		return nil, true, fmt.Errorf("read what %s says of a transaction: %w", peer.Short(), err)
 	}
-	return answer, nil
+	return answer, true, nil
 }

@@ -104,16 +104,19 @@ func TestSubmitOpen(t *testing.T) {
 	refuses := &lightpb.TxAnswer{Reason: "number 4 was used"}
 	for _, c := range []struct {
 		name          string
-		used          bool
+		used, dead    bool
 		answers       []*lightpb.TxAnswer
 		refused, lost bool
 		why           error
 	}{
-		{"waits, and its number is used", true, []*lightpb.TxAnswer{waits, waits}, false, true, errUsed},
-		{"waits until the caller gives up", false, []*lightpb.TxAnswer{waits, waits}, false, true, context.Canceled},
-		{"one refuses it, one has it", true, []*lightpb.TxAnswer{refuses, waits}, true, true, errUsed},
-		{"nobody can take it", false, []*lightpb.TxAnswer{unable, unable, unable}, false, false, nil},
-		{"one cannot take it, two refuse it", false, []*lightpb.TxAnswer{unable, refuses, refuses}, true, false, nil},
+		{"waits, and its number is used", true, false, []*lightpb.TxAnswer{waits, waits}, false, true, errUsed},
+		{"waits until the caller gives up", false, false, []*lightpb.TxAnswer{waits, waits}, false, true, context.Canceled},
+		{"one refuses it, one has it", true, false, []*lightpb.TxAnswer{refuses, waits}, true, true, errUsed},
+		{"nobody can take it", false, false, []*lightpb.TxAnswer{unable, unable, unable}, false, false, nil},
+		{"one cannot take it, two refuse it", false, false, []*lightpb.TxAnswer{unable, refuses, refuses}, true, false, nil},
+		{"both are lost once they have it", false, false, []*lightpb.TxAnswer{nil, nil}, false, true, nil},
+		{"one is lost so, one cannot take it", false, false, []*lightpb.TxAnswer{nil, unable}, false, true, nil},
+		{"nobody can be dialled", false, true, []*lightpb.TxAnswer{waits, waits}, false, false, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			w := newWorld(t, smallChain(), len(c.answers), 9)
@@ -128,6 +131,7 @@ func TestSubmitOpen(t *testing.T) {
 			defer cancel()
 			var looks atomic.Int64
 			for i, n := range w.nodes {
+				n.dead = c.dead
 				n.tx = func(*lightpb.TxAsk) *lightpb.TxAnswer { return c.answers[i] }
 				n.answer = func(ask *lightpb.Ask) *lightpb.Answer {
 					if ask.GetRecord() != nil && looks.Add(1) == 3 { // at the account, once both have answered

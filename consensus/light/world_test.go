@@ -233,7 +233,9 @@ func (n *fullNode) serve(c net.Conn, protocol string) {
 	if protocol == "tx" {
 		ask := new(lightpb.TxAsk)
 		if p2p.ReadMessage(c, ledger.MaxTxBytes+64, ask) == nil {
-			_ = p2p.WriteMessage(counted, n.tx(ask))
+			if a := n.tx(ask); a != nil { // nil: it is lost in the middle of it
+				_ = p2p.WriteMessage(counted, a)
+			}
 		}
 		return
 	}

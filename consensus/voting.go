@@ -1,0 +1,39 @@
+package consensus
+
+import (
+	"fmt"
+	"strings"
+	"sync/atomic"
+
+	cs "github.com/cometbft/cometbft/consensus"
+	sm "github.com/cometbft/cometbft/state"
+)
+
+// voteReactor is CometBFT's reactor of consensus, which begins when the blocks are fetched.
+// Where it cannot, because the log that it keeps on disk is broken, that one panics in a
+// goroutine of blocksync, which would end the process at every start.
+type voteReactor struct {
+	*cs.Reactor
+	c      *Chain
+	broken atomic.Bool // consensus did not begin
+}
+
+// SwitchToConsensus is called by blocksync.
+func (r *voteReactor) SwitchToConsensus(state sm.State, skipWAL bool) {
+	defer func() {
+		if v := recover(); v != nil {
+			r.broken.Store(true)
+			why, _, _ := strings.Cut(fmt.Sprint(v), "\n") // all that the reactor knows follows
+			r.c.fail(&DamagedError{r.c.cfg.Home, fmt.Errorf("%s (its log is %s, move that away too)", why, r.c.wal())})
+		}
+	}()
+	r.Reactor.SwitchToConsensus(state, skipWAL)
+}
+
+// Stop does not wait for what did not begin.
+func (r *voteReactor) Stop() error {
+	if r.broken.Load() {
+		return nil
+	}
+	return r.Reactor.Stop()
+}
