@@ -20,13 +20,13 @@ func nextReward(reward, decay uint64) uint64 {
 
 // takeReward returns the reward of the epoch that is closed and moves on to the next.
 func (o *overlay) takeReward(p *ledgerpb.Params) uint64 {
-	k := key(tableMisc, []byte(miscEmission))
+	k := miscKey(miscEmission)
 	reward := p.GetEmissionFirst()
 	if b := o.Get(k); len(b) == 8 {
 		reward = binary.BigEndian.Uint64(b)
 	}
 	o.set(k, be64(nextReward(reward, p.GetEmissionDecay())))
-	t, _ := load[ledgerpb.Totals](o, key(tableMisc, []byte(miscTotals)))
+	t, _ := load[ledgerpb.Totals](o, miscKey(miscTotals))
 	return min(reward, t.GetUnemitted())
 }
 

@@ -321,9 +321,6 @@ func (c *call) unjail() error {
 	return nil
 }
 
-// HostKey is the key of a host's record.
-func HostKey(a mesh.Address) []byte { return hostKey(a) }
-
 // Host returns a host's record, nil for who is none.
 func (v View) Host(a mesh.Address) (*ledgerpb.Host, error) {
 	return read[ledgerpb.Host](v, hostKey(a))

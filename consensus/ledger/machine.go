@@ -307,7 +307,7 @@ func (m *Machine) begin(o *overlay, block Block) (*blockState, error) {
 		return nil, &damage{"it has no parameters"}
 	}
 	b.params = params
-	b.epoch, _ = load[ledgerpb.EpochState](o, key(tableMisc, []byte(miscEpoch)))
+	b.epoch, _ = load[ledgerpb.EpochState](o, miscKey(miscEpoch))
 	m.mixRand(o, b, block)
 	m.countSigners(o, b, block)
 	for _, e := range block.Evidence {
@@ -324,6 +324,6 @@ func (m *Machine) end(o *overlay, b *blockState) {
 	if b.fees > 0 {
 		o.totals(func(t *ledgerpb.Totals) { t.Community = o.plus(t.GetCommunity(), b.fees) })
 	}
-	o.save(key(tableMisc, []byte(miscEpoch)), b.epoch)
-	o.set(key(tableMisc, []byte(miscHeight)), be64(uint64(b.height)))
+	o.save(miscKey(miscEpoch), b.epoch)
+	o.set(miscKey(miscHeight), be64(uint64(b.height)))
 }

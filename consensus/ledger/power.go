@@ -58,19 +58,19 @@ func (m *Machine) chooseSet(o *overlay, b *blockState, weights []Weight) {
 			powers[v.host] = v.power
 		}
 	}
-	before, _ := load[ledgerpb.Validators](o, key(tableMisc, []byte(miscChosen)))
+	before, _ := load[ledgerpb.Validators](o, miscKey(miscChosen))
 	for _, v := range before.GetValidators() {
 		record.Moved += v.GetPower() - min(v.GetPower(), powers[mesh.AddressOf(v.GetHost())])
 	}
 	o.givePower(record)
-	o.save(key(tableMisc, []byte(miscChosen)), record)
+	o.save(miscKey(miscChosen), record)
 	b.reset = true
 }
 
 // candidates are the hosts with work that collateral covers, and those chosen last,
 // ascending by host.
 func (o *overlay) candidates(p *ledgerpb.Params, weights []Weight) (out []*member) {
-	record, _ := load[ledgerpb.Validators](o, key(tableMisc, []byte(miscChosen)))
+	record, _ := load[ledgerpb.Validators](o, miscKey(miscChosen))
 	old := record.GetValidators()
 	add := func(a mesh.Address, work, power uint64) {
 		h, ok := load[ledgerpb.Host](o, hostKey(a))
@@ -372,7 +372,7 @@ func (m *Machine) tellSet(o *overlay, b *blockState) {
 	if !b.reset {
 		return
 	}
-	k := key(tableMisc, []byte(miscSet))
+	k := miscKey(miscSet)
 	told, _ := load[ledgerpb.Validators](o, k)
 	now := new(ledgerpb.Validators)
 	for _, v := range o.validators() {

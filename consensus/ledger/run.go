@@ -252,19 +252,9 @@ func (c *call) closeRun(t *ledgerpb.CloseRun) error {
 	return nil
 }
 
-// RunKey is the key of a training run.
-func RunKey(run mesh.Hash) []byte { return runKey(run) }
-
 // Run returns a training run.
 func (v View) Run(run mesh.Hash) (*ledgerpb.Run, error) {
 	return read[ledgerpb.Run](v, runKey(run))
-}
-
-// Members returns the members of a run, ascending, with those who wait for their bond.
-func (v View) Members(run mesh.Hash, fn func(a mesh.Address, member *ledgerpb.Member)) error {
-	return list(v, key(tableMember, run[:]), func(k []byte, member *ledgerpb.Member) {
-		fn(mesh.AddressOf(k[33:]), member)
-	})
 }
 
 // Traces returns what members committed to in a round, ascending by member.

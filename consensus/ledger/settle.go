@@ -246,7 +246,7 @@ func (m *Machine) payEpoch(o *overlay, b *blockState, epoch uint64) payout {
 	if p.settlements > 0 {
 		o.sweepLater(key(tableLines, be64(epoch)))
 	}
-	o.set(key(tableMisc, []byte(miscPaid)), be64(epoch))
+	o.set(miscKey(miscPaid), be64(epoch))
 	o.payDue(epoch + 1)
 	return p
 }
@@ -265,11 +265,6 @@ func (m *Machine) pruneSettlements(o *overlay, epoch uint64) {
 	for _, k := range old {
 		o.remove(k)
 	}
-}
-
-// SettlementKey is the key of a host's settlement of an epoch.
-func SettlementKey(epoch mesh.Epoch, host mesh.Address) []byte {
-	return settlementKey(uint64(epoch), host)
 }
 
 // Settlement returns a host's settlement of an epoch.

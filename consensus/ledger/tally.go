@@ -34,7 +34,7 @@ func (m *Machine) electorate(o *overlay, b *blockState) *electorate {
 	found := false
 	for back := uint64(1); back <= 2 && back <= now && !found; back++ {
 		var rewards *ledgerpb.Rewards
-		if rewards, found = load[ledgerpb.Rewards](o, key(tableRewards, be64(now-back))); found {
+		if rewards, found = load[ledgerpb.Rewards](o, rewardsKey(now-back)); found {
 			e.epoch = mesh.Epoch(now - back)
 			for _, r := range rewards.GetRewards() {
 				e.add(mesh.AddressOf(r.GetHost()), r.GetWeight())
