@@ -30,12 +30,11 @@ func (o *overlay) takeReward(p *ledgerpb.Params) uint64 {
 	return min(reward, t.GetUnemitted())
 }
 
-// part returns floor(all * share / whole), for a share of at most the whole.
+// part returns floor(all * share / whole), for a share of at most the whole, and nothing
+// of nothing.
 func part(all, share, whole uint64) uint64 {
 	if whole == 0 {
 		return 0
 	}
-	hi, lo := bits.Mul64(all, share)
-	q, _ := bits.Div64(hi, lo, whole) // hi < whole, as share <= whole
-	return q
+	return mulDiv(all, share, whole)
 }

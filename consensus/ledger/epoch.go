@@ -3,7 +3,6 @@ package ledger
 import (
 	"bytes"
 	"cmp"
-	"encoding/binary"
 	"fmt"
 	"math"
 	"slices"
@@ -42,11 +41,7 @@ func (w genesisWork) Weights(r Reader, epoch mesh.Epoch) (out []Weight) {
 		host := mesh.AddressOf(k[1:])
 		var sum uint64
 		for _, m := range w.ByModel(r, epoch, host) {
-			if sum+m.Weight < sum {
-				sum = 1<<64 - 1
-				break
-			}
-			sum += m.Weight
+			sum = saturate(sum, m.Weight)
 		}
 		if sum > 0 {
 			out = append(out, Weight{host, sum})
@@ -125,7 +120,7 @@ func (m *Machine) closeEpoch(o *overlay, b *blockState) {
 	}
 	epoch := ended.GetEpoch()
 	weights := m.cfg.Work.Weights(o, mesh.Epoch(epoch))
-	paid := m.payEpoch(o, b, epoch)
+	paid := m.payEpoch(o, epoch)
 	rewards := m.emit(o, b, ended, weights)
 	m.chooseSet(o, b, weights)
 	hosts := make(map[mesh.Address]*ledgerpb.Reward)
@@ -214,10 +209,7 @@ func (m *Machine) prune(o *overlay, b *blockState, epoch uint64) {
 	}
 	old := epoch - b.params.GetKeepEpochs()
 	for _, table := range []byte{tableEpoch, tableRewards, tableSet, tableCommitted} {
-		for _, k := range keysOf(o, []byte{table}, perEpoch) {
-			if binary.BigEndian.Uint64(k[1:]) > old {
-				break
-			}
+		for _, k := range keysUpTo(o, table, old, perEpoch) {
 			o.remove(k)
 		}
 	}

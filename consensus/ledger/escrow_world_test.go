@@ -138,7 +138,7 @@ func (w *escrowWorld) turn() {
 func (w *escrowWorld) pay() payout {
 	w.commit()
 	w.b.height = mesh.Height(w.b.epoch.GetStart() + w.b.params.GetSettleBlocks())
-	p := w.m.payEpoch(w.o, w.b, w.b.epoch.GetEpoch()-1)
+	p := w.m.payEpoch(w.o, w.b.epoch.GetEpoch()-1)
 	w.commit()
 	return p
 }

@@ -3,7 +3,6 @@ package ledger
 import (
 	"bytes"
 	"cmp"
-	"math/bits"
 	"slices"
 
 	"github.com/gonka-mesh/mesh"
@@ -315,12 +314,6 @@ func waterfill(total, most uint64, weights []uint64) (parts []uint64, rest uint6
 		parts[order[i]] = n
 	}
 	return parts, 0
-}
-
-// mulDivRest returns a·b/c and the rest, for b of at most c.
-func mulDivRest(a, b, c uint64) (quotient, rest uint64) {
-	hi, lo := bits.Mul64(a, b)
-	return bits.Div64(hi, lo, c)
 }
 
 // apportion divides a total in proportion to weights by the largest remainder, the first

@@ -3,6 +3,7 @@ package ledger
 import (
 	"bytes"
 	"encoding/binary"
+	"math"
 	"math/bits"
 
 	"github.com/gonka-mesh/mesh"
@@ -222,7 +223,7 @@ type payout struct {
 
 // payEpoch pays what is due by the settlements of an epoch to the owners of the hosts;
 // called once, when the epoch is closed. What else is due by then is paid back.
-func (m *Machine) payEpoch(o *overlay, b *blockState, epoch uint64) payout {
+func (m *Machine) payEpoch(o *overlay, epoch uint64) payout {
 	p := payout{byHost: make(map[mesh.Address]uint64)}
 	scan(o, key(tableSettlement, be64(epoch)), func(k []byte, s *ledgerpb.Settlement) {
 		host, due := mesh.AddressOf(k[9:]), s.GetDue()
@@ -254,15 +255,7 @@ func (m *Machine) payEpoch(o *overlay, b *blockState, epoch uint64) payout {
 // pruneSettlements removes the settlements of an epoch and of those before it; called
 // once per epoch.
 func (m *Machine) pruneSettlements(o *overlay, epoch uint64) {
-	var old [][]byte
-	o.Iterate([]byte{tableSettlement}, func(k, _ []byte) bool {
-		if binary.BigEndian.Uint64(k[1:]) > epoch {
-			return false
-		}
-		old = append(old, bytes.Clone(k))
-		return true
-	})
-	for _, k := range old {
+	for _, k := range keysUpTo(o, tableSettlement, epoch, math.MaxInt) {
 		o.remove(k)
 	}
 }
