@@ -12,8 +12,8 @@ import (
 	"github.com/gonka-mesh/mesh/consensus/ledger/ledgerpb"
 )
 
-// CheckInvariants says what contradicts itself in a state, by reading all of it: for
-// tests, and for an operator who doubts a disk.
+// CheckInvariants says what contradicts itself in a state, by reading all of it. It is
+// for tests: no command runs it.
 func CheckInvariants(r Reader) error {
 	a := &audit{o: newOverlay(r)}
 	a.height, a.err = heightOf(a.o)

@@ -234,8 +234,8 @@ func (o *overlay) stands(id mesh.Hash, run *ledgerpb.Run, member *ledgerpb.Membe
 	return 2*o.tallied(id, member) > uint64(run.GetMembers()-run.GetLeaving())
 }
 
-// closeRun ends a run. The reward that was not paid goes back to its owner at once, the
-// bonds to the members when the epoch is settled.
+// closeRun ends a run. The reward goes back to its owner at once, all of it, as nothing
+// pays members yet, and the bonds to the members when the epoch is settled.
 func (c *call) closeRun(t *ledgerpb.CloseRun) error {
 	id, run, err := c.openedRun(t.GetRun())
 	switch {

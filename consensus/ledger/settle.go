@@ -15,7 +15,8 @@ import (
 // A settlement takes what it wants from escrows at once and keeps it as due until the
 // epoch is settled, so that nothing in between, neither another host nor the payer, can
 // take it away, and paying an epoch out costs one step per host. Until then the lines
-// stay in the state: who disputes one finds there what came from which escrow.
+// stay in the state, which says what came from which escrow: for disputes, which there
+// are none of yet.
 
 // MaxSettleLines is how many lines a transaction may have. A host with more payers
 // sends several: each goes on where the one before ended.
