@@ -153,6 +153,15 @@ func (n *Node) Hosts(ctx context.Context) ([]api.LedgerHost, error) {
 	return out, nil
 }
 
+func delegatesOf(v ledger.View, host mesh.Address) ([]api.Delegate, error) {
+	all, err := v.Delegations(host)
+	var out []api.Delegate
+	for _, d := range all {
+		out = append(out, api.Delegate{Model: d.Model, To: d.To})
+	}
+	return out, err
+}
+
 func (n *Node) hosts(r *reading) ([]api.LedgerHost, error) {
 	epoch, err := r.Epoch()
 	if err != nil {
@@ -190,9 +199,11 @@ func (n *Node) hosts(r *reading) ([]api.LedgerHost, error) {
 			Weight:    weights[h.Address], Power: share(h.Record.GetPower(), power), JailedUntil: mesh.Epoch(h.Record.GetJailedUntil()),
 			Tombstoned: h.Record.GetTombstoned(), ConsensusKey: hex.EncodeToString(h.Record.GetConsensusKey()), Own: h.Address == n.core.Net.Address(), Proven: r.proven}
 		copy(doc.Owner[:], h.Record.GetOwner())
-		if !r.proven { // the windows of missed blocks are not among the proven records
-			if doc.Missed, err = r.Missed(h.Address); err != nil {
-				return nil, err
+		if !r.proven { // windows of missed blocks and delegates are not among the proven records
+			var err2 error
+			doc.Missed, err = r.Missed(h.Address)
+			if doc.Delegates, err2 = delegatesOf(r.View, h.Address); errors.Join(err, err2) != nil {
+				return nil, errors.Join(err, err2)
 			}
 		}
 		out = append(out, doc)

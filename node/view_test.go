@@ -2,15 +2,19 @@ package node
 
 import (
 	"crypto/ed25519"
+	"errors"
 	"path/filepath"
 	"testing"
 
 	"google.golang.org/protobuf/proto"
 
 	"github.com/gonka-mesh/mesh"
+	"github.com/gonka-mesh/mesh/consensus"
+	"github.com/gonka-mesh/mesh/consensus/ledger/ledgerpb"
 	"github.com/gonka-mesh/mesh/inference"
 	"github.com/gonka-mesh/mesh/inference/inferencepb"
 	"github.com/gonka-mesh/mesh/inference/receipts"
+	"github.com/gonka-mesh/mesh/node/api"
 )
 
 // TestReceiptsJoin: two hosts that went on from the same token both join what came before
@@ -61,5 +65,22 @@ func TestReceiptsJoin(t *testing.T) {
 	}
 	if joined != 3 {
 		t.Errorf("%d of 4 join", joined)
+	}
+}
+
+// TestDelegatesShow what `mesh host delegate` set, for the host that set it.
+func TestDelegatesShow(t *testing.T) {
+	other := moneyKey(2)
+	key, err := consensus.LoadKey(t.TempDir(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := newMoneyChainOf(t, DevHost{addressOfKey(other), key})
+	to := addressOfKey(other)
+	c.must(c.host, &ledgerpb.Tx{Action: &ledgerpb.Tx_Delegate{Delegate: &ledgerpb.Delegate{To: to[:]}}})
+	own, err := delegatesOf(c.view(), addressOfKey(c.host))
+	others, err2 := delegatesOf(c.view(), to)
+	if want := (api.Delegate{To: to}); len(own) != 1 || own[0] != want || len(others) != 0 || errors.Join(err, err2) != nil {
+		t.Errorf("%v and %v, %v, want %v and none", own, others, errors.Join(err, err2), want)
 	}
 }

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -120,15 +122,29 @@ func (g *globals) showHost(cmd *cobra.Command, h api.LedgerHost) error {
 	if g.json {
 		return writeJSON(cmd.OutOrStdout(), h)
 	}
-	missed := fmt.Sprintf("%d blocks of the window", h.Missed)
+	missed, delegates := fmt.Sprintf("%d blocks of the window", h.Missed), delegatesOf(h)
 	if h.Proven {
 		missed = "not known to a light node; ask a full one"
+		delegates = missed
 	}
 	return fields(cmd.OutOrStdout(),
 		"host", h.Host.String(), "owner", h.Owner.String(), "since", fmt.Sprintf("epoch %d", h.Since),
 		"collateral", h.Collateral.String(), "unbonding", h.Unbonding.String(),
 		"weight", fmt.Sprint(h.Weight), "power", percent(h.Power), "missed", missed,
-		"state", hostState(h), "key", h.ConsensusKey)
+		"delegates", delegates, "state", hostState(h), "key", h.ConsensusKey)
+}
+
+// delegatesOf says who votes for a host.
+func delegatesOf(h api.LedgerHost) string {
+	var all []string
+	for _, d := range h.Delegates {
+		model := "all"
+		if !d.Model.IsZero() {
+			model = d.Model.Short()
+		}
+		all = append(all, model+": "+d.To.Short())
+	}
+	return cmp.Or(strings.Join(all, ", "), "none")
 }
 
 func hostState(h api.LedgerHost) string {

@@ -173,12 +173,13 @@ func TestStrangersErrors(t *testing.T) {
 // an epoch that runs will come to.
 func TestWhatIsNotKnown(t *testing.T) {
 	var proven bool
-	host := mesh.Address{7}
+	host, model := mesh.Address{7}, mesh.ModelID{9}
+	delegates := []api.Delegate{{To: host}, {Model: model, To: host}}
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var doc any
 		switch r.URL.Path {
 		case "/mesh/v1/hosts":
-			doc = []api.LedgerHost{{Host: host, Proven: proven}}
+			doc = []api.LedgerHost{{Host: host, Proven: proven, Delegates: delegates}}
 		case "/mesh/v1/proposals/1":
 			doc = api.Proposal{ID: 1, Proven: proven}
 		case "/mesh/v1/epochs/1":
@@ -195,6 +196,7 @@ func TestWhatIsNotKnown(t *testing.T) {
 		full, light string
 	}{
 		{[]string{"host", "show", host.Short()}, "0 blocks of the window", "not known to a light node"},
+		{[]string{"host", "show", host.Short()}, "all: " + host.Short() + ", " + model.Short() + ": " + host.Short(), "not known to a light node"},
 		{[]string{"gov", "show", "1"}, "", "not known to a light node"},
 		{[]string{"epoch", "show", "1"}, "0 GNK", "not closed yet"},
 	} {

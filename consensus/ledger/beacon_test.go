@@ -232,7 +232,7 @@ func TestRegistrationsOfABlock(t *testing.T) {
 	w.apply(b)
 }
 
-// TestBeaconBytes: a beacon is what a node's key makes of the height.
+// TestBeaconBytes: what is encoded as a beacon is taken for one, and for no transaction.
 func TestBeaconBytes(t *testing.T) {
 	raw, err := EncodeBeacon(7, mesh.Address{1}, []byte{2})
 	if err != nil || !isBeacon(raw) {

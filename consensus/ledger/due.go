@@ -77,6 +77,18 @@ func keysOf(r Reader, prefix []byte, max int) (keys [][]byte) {
 	return keys
 }
 
+// keysUpTo returns the keys of a table by epoch, up to this one, at most max.
+func keysUpTo(r Reader, table byte, epoch uint64, max int) (keys [][]byte) {
+	r.Iterate([]byte{table}, func(k, _ []byte) bool {
+		if len(keys) == max || binary.BigEndian.Uint64(k[1:]) > epoch {
+			return false
+		}
+		keys = append(keys, bytes.Clone(k))
+		return true
+	})
+	return keys
+}
+
 // committed returns the state before the block, or after its upgrade. What is swept and
 // paid back has not changed since, and to iterate over it costs nothing for other writes
 // of the block.

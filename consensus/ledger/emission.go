@@ -20,22 +20,21 @@ func nextReward(reward, decay uint64) uint64 {
 
 // takeReward returns the reward of the epoch that is closed and moves on to the next.
 func (o *overlay) takeReward(p *ledgerpb.Params) uint64 {
-	k := key(tableMisc, []byte(miscEmission))
+	k := miscKey(miscEmission)
 	reward := p.GetEmissionFirst()
 	if b := o.Get(k); len(b) == 8 {
 		reward = binary.BigEndian.Uint64(b)
 	}
 	o.set(k, be64(nextReward(reward, p.GetEmissionDecay())))
-	t, _ := load[ledgerpb.Totals](o, key(tableMisc, []byte(miscTotals)))
+	t, _ := load[ledgerpb.Totals](o, miscKey(miscTotals))
 	return min(reward, t.GetUnemitted())
 }
 
-// part returns floor(all * share / whole), for a share of at most the whole.
+// part returns floor(all * share / whole), for a share of at most the whole, and nothing
+// of nothing.
 func part(all, share, whole uint64) uint64 {
 	if whole == 0 {
 		return 0
 	}
-	hi, lo := bits.Mul64(all, share)
-	q, _ := bits.Div64(hi, lo, whole) // hi < whole, as share <= whole
-	return q
+	return mulDiv(all, share, whole)
 }

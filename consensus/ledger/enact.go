@@ -188,7 +188,7 @@ func enactSpend(o *overlay, t *ledgerpb.Spend) error {
 	if err != nil {
 		return err
 	}
-	totals, _ := load[ledgerpb.Totals](o, key(tableMisc, []byte(miscTotals)))
+	totals, _ := load[ledgerpb.Totals](o, miscKey(miscTotals))
 	switch {
 	case t.GetAmount() == 0:
 		return refuse("nothing to spend")

@@ -3,7 +3,6 @@ package ledger
 import (
 	"bytes"
 	"cmp"
-	"encoding/binary"
 	"fmt"
 	"math"
 	"slices"
@@ -42,11 +41,7 @@ func (w genesisWork) Weights(r Reader, epoch mesh.Epoch) (out []Weight) {
 		host := mesh.AddressOf(k[1:])
 		var sum uint64
 		for _, m := range w.ByModel(r, epoch, host) {
-			if sum+m.Weight < sum {
-				sum = 1<<64 - 1
-				break
-			}
-			sum += m.Weight
+			sum = saturate(sum, m.Weight)
 		}
 		if sum > 0 {
 			out = append(out, Weight{host, sum})
@@ -67,7 +62,7 @@ func (m *Machine) turnEpoch(o *overlay, b *blockState) {
 
 // beginEpoch ends one epoch and begins the next.
 func (m *Machine) beginEpoch(o *overlay, b *blockState) {
-	o.save(key(tableMisc, []byte(miscEnded)), &ledgerpb.EpochResult{
+	o.save(miscKey(miscEnded), &ledgerpb.EpochResult{
 		Epoch: b.epoch.GetEpoch(), First: b.epoch.GetStart(), Last: uint64(b.height) - 1, Seed: b.epoch.GetSeed(),
 	})
 	b.epoch.Epoch++
@@ -119,13 +114,13 @@ func (o *overlay) recordHosts(epoch uint64, p *ledgerpb.Params) {
 
 // closeEpoch pays, emits, and chooses.
 func (m *Machine) closeEpoch(o *overlay, b *blockState) {
-	ended, ok := load[ledgerpb.EpochResult](o, key(tableMisc, []byte(miscEnded)))
+	ended, ok := load[ledgerpb.EpochResult](o, miscKey(miscEnded))
 	if !ok {
 		return
 	}
 	epoch := ended.GetEpoch()
 	weights := m.cfg.Work.Weights(o, mesh.Epoch(epoch))
-	paid := m.payEpoch(o, b, epoch)
+	paid := m.payEpoch(o, epoch)
 	rewards := m.emit(o, b, ended, weights)
 	m.chooseSet(o, b, weights)
 	hosts := make(map[mesh.Address]*ledgerpb.Reward)
@@ -151,9 +146,9 @@ func (m *Machine) closeEpoch(o *overlay, b *blockState) {
 	root := merkle.Root(leaves)
 	ended.Settlements, ended.Receipts, ended.Paid = paid.settlements, paid.receipts, paid.paid
 	ended.Hosts, ended.Rewards = uint64(len(rewards)), root[:]
-	o.save(key(tableRewards, be64(epoch)), &ledgerpb.Rewards{Rewards: rewards})
-	o.save(EpochKey(mesh.Epoch(epoch)), ended)
-	o.remove(key(tableMisc, []byte(miscEnded)))
+	o.save(rewardsKey(epoch), &ledgerpb.Rewards{Rewards: rewards})
+	o.save(epochKey(epoch), ended)
+	o.remove(miscKey(miscEnded))
 	b.emit("epoch", "closed", fmt.Sprint(epoch), "emitted", fmt.Sprint(ended.GetEmission()), "paid", fmt.Sprint(paid.paid))
 	m.prune(o, b, epoch)
 }
@@ -214,10 +209,7 @@ func (m *Machine) prune(o *overlay, b *blockState, epoch uint64) {
 	}
 	old := epoch - b.params.GetKeepEpochs()
 	for _, table := range []byte{tableEpoch, tableRewards, tableSet, tableCommitted} {
-		for _, k := range keysOf(o, []byte{table}, perEpoch) {
-			if binary.BigEndian.Uint64(k[1:]) > old {
-				break
-			}
+		for _, k := range keysUpTo(o, table, old, perEpoch) {
 			o.remove(k)
 		}
 	}
@@ -281,23 +273,21 @@ func RewardLeaf(r *ledgerpb.Reward) mesh.Hash {
 	return mesh.HashOf(b)
 }
 
-// EpochKey is the key of an epoch's result.
-func EpochKey(e mesh.Epoch) []byte { return key(tableEpoch, be64(uint64(e))) }
-
-// RewardsKey is the key of an epoch's rewards.
-func RewardsKey(e mesh.Epoch) []byte { return key(tableRewards, be64(uint64(e))) }
+// epochKey is the key of an epoch's result, rewardsKey that of its rewards.
+func epochKey(epoch uint64) []byte   { return key(tableEpoch, be64(epoch)) }
+func rewardsKey(epoch uint64) []byte { return key(tableRewards, be64(epoch)) }
 
 // EpochResult returns what came of an epoch, nil for one that is not closed or not kept.
 func (v View) EpochResult(e mesh.Epoch) (*ledgerpb.EpochResult, error) {
-	return read[ledgerpb.EpochResult](v, EpochKey(e))
+	return read[ledgerpb.EpochResult](v, epochKey(uint64(e)))
 }
 
 // Ended returns the epoch that ended and is not closed yet, nil where there is none.
 func (v View) Ended() (*ledgerpb.EpochResult, error) {
-	return read[ledgerpb.EpochResult](v, key(tableMisc, []byte(miscEnded)))
+	return read[ledgerpb.EpochResult](v, miscKey(miscEnded))
 }
 
 // Rewards returns the parts of an epoch's hosts, nil likewise.
 func (v View) Rewards(e mesh.Epoch) (*ledgerpb.Rewards, error) {
-	return read[ledgerpb.Rewards](v, RewardsKey(e))
+	return read[ledgerpb.Rewards](v, rewardsKey(uint64(e)))
 }

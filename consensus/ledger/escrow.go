@@ -73,7 +73,7 @@ func (o *overlay) free(e *ledgerpb.Escrow) uint64 {
 
 // paidUpTo returns the last epoch whose settlements were paid out.
 func (o *overlay) paidUpTo() (uint64, bool) {
-	b := o.Get(key(tableMisc, []byte(miscPaid)))
+	b := o.Get(miscKey(miscPaid))
 	if len(b) != 8 {
 		return 0, false
 	}
@@ -237,9 +237,6 @@ func (o *overlay) payEscrow(id mesh.Hash) {
 	o.remove(escrowKey(id))
 	o.sweepLater(key(tableLane, id[:]))
 }
-
-// EscrowKey is the key of an escrow. The record is as it was when it was last touched.
-func EscrowKey(id mesh.Hash) []byte { return escrowKey(id) }
 
 // Escrow returns an escrow as it is now, and what of it is in no lane and no pool.
 func (v View) Escrow(id mesh.Hash) (e *ledgerpb.Escrow, free mesh.Amount, err error) {

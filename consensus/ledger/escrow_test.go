@@ -268,7 +268,7 @@ func overspend(t *testing.T, seed uint64) {
 		}
 		total += earned[h]
 	}
-	totals, _ := load[ledgerpb.Totals](w.o, key(tableMisc, []byte(miscTotals)))
+	totals, _ := load[ledgerpb.Totals](w.o, miscKey(miscTotals))
 	if totals.GetEscrow() != 0 || total == 0 {
 		t.Errorf("%d are left in escrows, %d were earned", totals.GetEscrow(), total)
 	}

@@ -89,8 +89,8 @@ func (w *escrowWorld) begin() {
 
 // commit ends a block.
 func (w *escrowWorld) commit() {
-	w.o.save(key(tableMisc, []byte(miscEpoch)), w.b.epoch)
-	w.o.set(key(tableMisc, []byte(miscHeight)), be64(uint64(w.b.height)))
+	w.o.save(miscKey(miscEpoch), w.b.epoch)
+	w.o.set(miscKey(miscHeight), be64(uint64(w.b.height)))
 	w.state.write(w.o.changes())
 	w.o = newOverlay(w.state)
 	w.b.height++
@@ -138,7 +138,7 @@ func (w *escrowWorld) turn() {
 func (w *escrowWorld) pay() payout {
 	w.commit()
 	w.b.height = mesh.Height(w.b.epoch.GetStart() + w.b.params.GetSettleBlocks())
-	p := w.m.payEpoch(w.o, w.b, w.b.epoch.GetEpoch()-1)
+	p := w.m.payEpoch(w.o, w.b.epoch.GetEpoch()-1)
 	w.commit()
 	return p
 }
@@ -236,7 +236,7 @@ func (w *escrowWorld) check() {
 			w.t.Fatalf("run of %d members has %d records", r.GetMembers(), members[string(k[1:])])
 		}
 	})
-	totals, _ := load[ledgerpb.Totals](w.o, key(tableMisc, []byte(miscTotals)))
+	totals, _ := load[ledgerpb.Totals](w.o, miscKey(miscTotals))
 	switch {
 	case *w.o.err != nil:
 		w.t.Fatal(*w.o.err)

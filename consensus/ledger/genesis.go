@@ -132,8 +132,8 @@ func (m *Machine) Genesis(g *Genesis) (*Outcome, error) {
 	if len(b.updates) == 0 {
 		return nil, fmt.Errorf("genesis: no host has weight and collateral, so there is no validator")
 	}
-	o.save(key(tableMisc, []byte(miscEpoch)), b.epoch)
-	o.set(key(tableMisc, []byte(miscHeight)), be64(0))
+	o.save(miscKey(miscEpoch), b.epoch)
+	o.set(miscKey(miscHeight), be64(0))
 	return &Outcome{Changes: o.changes(), Validators: b.updates}, *o.err
 }
 

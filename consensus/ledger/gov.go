@@ -81,7 +81,7 @@ func (c *call) propose(t *ledgerpb.Propose) error {
 
 // nextProposal numbers proposals from 1.
 func (o *overlay) nextProposal() uint64 {
-	k, id := key(tableMisc, []byte(miscProposal)), uint64(1)
+	k, id := miscKey(miscProposal), uint64(1)
 	if b := o.Get(k); len(b) == 8 {
 		id = binary.BigEndian.Uint64(b)
 	}
@@ -243,9 +243,3 @@ func decide(p *ledgerpb.Proposal) (status, reason string, forfeit bool) {
 	}
 	return StatusRejected, "", false
 }
-
-// ProposalKey is the key of a proposal, which can be proven.
-func ProposalKey(id uint64) []byte { return proposalKey(id) }
-
-// ModelKey is the key of a model, which can be proven.
-func ModelKey(id mesh.ModelID) []byte { return modelKey(id) }

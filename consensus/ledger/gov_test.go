@@ -224,7 +224,7 @@ func TestLastRewardsVote(t *testing.T) {
 		want    uint64
 	}{{99, 0, 100}, {99, 1, 100}, {0, 1, 77}, {0, 2, 77}, {4, 5, 77}, {3, 5, 77}, {2, 5, 100}} {
 		o := newOverlay(s)
-		o.save(key(tableRewards, be64(test.rewards)), &ledgerpb.Rewards{Rewards: []*ledgerpb.Reward{{Host: b[:], Weight: 77}, {Host: a[:]}}})
+		o.save(rewardsKey(test.rewards), &ledgerpb.Rewards{Rewards: []*ledgerpb.Reward{{Host: b[:], Weight: 77}, {Host: a[:]}}})
 		e := testMachine().electorate(o, &blockState{epoch: &ledgerpb.EpochState{Epoch: test.epoch}})
 		if e.total != test.want || len(e.weights) != 1 {
 			t.Errorf("rewards of epoch %d, in epoch %d: %v, want %d", test.rewards, test.epoch, e.weights, test.want)
@@ -368,7 +368,7 @@ func BenchmarkVotesEnd(b *testing.B) {
 	for n := range 2 {
 		o.save(modelKey(testModel(n)), &ledgerpb.Model{Name: "model", Coefficient: 1000})
 	}
-	o.save(key(tableRewards, be64(0)), rewards)
+	o.save(rewardsKey(0), rewards)
 	for id := range uint64(maxEnding) {
 		for _, h := range hosts[:100] {
 			o.save(ballotKey(id, h.address), &ledgerpb.Ballot{Option: ledgerpb.Option_YES})

@@ -3,7 +3,7 @@ package ledger
 import (
 	"bytes"
 	"crypto/ed25519"
-	"encoding/binary"
+	"math"
 	"slices"
 
 	"github.com/gonka-mesh/mesh"
@@ -287,15 +287,7 @@ func unbondingKey(epoch uint64, host mesh.Address) []byte {
 
 // payUnbonding pays collateral whose epoch has come, to the owner of now.
 func (m *Machine) payUnbonding(o *overlay, epoch uint64) {
-	var due [][]byte
-	o.Iterate([]byte{tableUnbonding}, func(k, _ []byte) bool {
-		if binary.BigEndian.Uint64(k[1:]) > epoch {
-			return false
-		}
-		due = append(due, bytes.Clone(k))
-		return true
-	})
-	for _, k := range due {
+	for _, k := range keysUpTo(o, tableUnbonding, epoch, math.MaxInt) {
 		u, _ := load[ledgerpb.Unbonding](o, k)
 		h, _ := load[ledgerpb.Host](o, hostKey(mesh.AddressOf(u.GetHost())))
 		o.totals(func(t *ledgerpb.Totals) { t.Collateral = o.minus(t.GetCollateral(), u.GetAmount()) })
@@ -320,9 +312,6 @@ func (c *call) unjail() error {
 	c.save(hostKey(c.sender), h)
 	return nil
 }
-
-// HostKey is the key of a host's record.
-func HostKey(a mesh.Address) []byte { return hostKey(a) }
 
 // Host returns a host's record, nil for who is none.
 func (v View) Host(a mesh.Address) (*ledgerpb.Host, error) {

@@ -12,8 +12,8 @@ import (
 	"github.com/gonka-mesh/mesh/consensus/ledger/ledgerpb"
 )
 
-// CheckInvariants says what contradicts itself in a state, by reading all of it: for
-// tests, and for an operator who doubts a disk.
+// CheckInvariants says what contradicts itself in a state, by reading all of it. It is
+// for tests: no command runs it.
 func CheckInvariants(r Reader) error {
 	a := &audit{o: newOverlay(r)}
 	a.height, a.err = heightOf(a.o)
@@ -74,7 +74,7 @@ func (a *audit) params() {
 		}
 		a.want(err == nil, "parameters: %v", err)
 	}
-	epoch, ok := load[ledgerpb.EpochState](a.o, key(tableMisc, []byte(miscEpoch)))
+	epoch, ok := load[ledgerpb.EpochState](a.o, miscKey(miscEpoch))
 	a.now = epoch.GetEpoch()
 	a.want(ok, "there is no epoch")
 	a.want(epoch.GetStart() <= uint64(a.height)+1, "epoch %d starts at height %d", a.now, epoch.GetStart())
@@ -93,7 +93,7 @@ func (s *sum) is(n uint64) bool { return s.IsUint64() && s.Uint64() == n }
 
 // money adds up every coin, and what lies in each of the sums.
 func (a *audit) money() {
-	t, ok := load[ledgerpb.Totals](a.o, key(tableMisc, []byte(miscTotals)))
+	t, ok := load[ledgerpb.Totals](a.o, miscKey(miscTotals))
 	a.want(ok, "there are no totals")
 	var all, collateral, vesting, deposits sum
 	each(a, tableAccount, func(k []byte, r *ledgerpb.Account) {
@@ -215,8 +215,8 @@ func (a *audit) hosts() {
 
 // caps checks the powers that were chosen last, if that was under the parameters of now.
 func (a *audit) caps() {
-	chosen, ok := load[ledgerpb.Validators](a.o, key(tableMisc, []byte(miscChosen)))
-	if _, open := load[ledgerpb.EpochResult](a.o, key(tableMisc, []byte(miscEnded))); !ok || open {
+	chosen, ok := load[ledgerpb.Validators](a.o, miscKey(miscChosen))
+	if _, open := load[ledgerpb.EpochResult](a.o, miscKey(miscEnded)); !ok || open {
 		return
 	}
 	n := uint64(len(chosen.GetValidators()))
@@ -234,7 +234,7 @@ func (a *audit) caps() {
 // proposals checks that every open vote has an end and every ballot a vote.
 func (a *audit) proposals() {
 	next := uint64(1)
-	if b := a.o.Get(key(tableMisc, []byte(miscProposal))); len(b) == 8 {
+	if b := a.o.Get(miscKey(miscProposal)); len(b) == 8 {
 		next = binary.BigEndian.Uint64(b)
 	}
 	open, ending := 0, 0

@@ -15,7 +15,7 @@ func TestInvariantsFail(t *testing.T) {
 		t.Fatal(err)
 	}
 	host := hostKey(g.people[0])
-	totals := key(tableMisc, []byte(miscTotals))
+	totals := miscKey(miscTotals)
 	sums := func(change func(t *ledgerpb.Totals)) func(o *overlay) {
 		return func(o *overlay) { o.totals(change) }
 	}
@@ -45,8 +45,8 @@ func TestInvariantsFail(t *testing.T) {
 			p.EpochBlocks = 1
 			o.save(key(tableParams), p)
 		}},
-		{"no height", "no height", func(o *overlay) { o.remove(key(tableMisc, []byte(miscHeight))) }},
-		{"no epoch", "no epoch", func(o *overlay) { o.remove(key(tableMisc, []byte(miscEpoch))) }},
+		{"no height", "no height", func(o *overlay) { o.remove(miscKey(miscHeight)) }},
+		{"no epoch", "no epoch", func(o *overlay) { o.remove(miscKey(miscEpoch)) }},
 		{"power in jail", "validators are in jail", record(func(h *ledgerpb.Host) { h.Power, h.JailedUntil = 1, 3 })},
 		{"power of a tombstone", "validators are in jail", record(func(h *ledgerpb.Host) { h.Power, h.Tombstoned = 1, true })},
 		{"a consensus key", "belongs to", record(func(h *ledgerpb.Host) { h.ConsensusKey = make([]byte, 32) })},
@@ -61,7 +61,7 @@ func TestInvariantsFail(t *testing.T) {
 				o.remove([]byte(k))
 			}
 		}},
-		{"a vote past its end", "past its end", func(o *overlay) { o.set(key(tableMisc, []byte(miscHeight)), be64(1<<40)) }},
+		{"a vote past its end", "past its end", func(o *overlay) { o.set(miscKey(miscHeight), be64(1<<40)) }},
 		{"a ballot of nothing", "of no proposal", func(o *overlay) {
 			o.save(ballotKey(1<<40, g.people[0]), &ledgerpb.Ballot{Option: ledgerpb.Option_YES})
 		}},
@@ -69,8 +69,8 @@ func TestInvariantsFail(t *testing.T) {
 			o.save(delegationKey(g.people[0], testModel(0)), &ledgerpb.Delegation{To: g.people[0][:]})
 		}},
 		{"power above the cap", "at most", func(o *overlay) {
-			o.save(key(tableMisc, []byte(miscChosen)), &ledgerpb.Validators{Validators: make10(func(v *ledgerpb.Validator) { v.Power = totalPower / 4 })})
-			o.remove(key(tableMisc, []byte(miscEnded)))
+			o.save(miscKey(miscChosen), &ledgerpb.Validators{Validators: make10(func(v *ledgerpb.Validator) { v.Power = totalPower / 4 })})
+			o.remove(miscKey(miscEnded))
 		}},
 		{"a validator that was not chosen", "were chosen", func(o *overlay) {
 			chosen, _ := load[ledgerpb.Validators](o, miscKey(miscChosen))

@@ -7,17 +7,14 @@ import (
 	"github.com/gonka-mesh/mesh/consensus/ledger/ledgerpb"
 )
 
-// BenchmarkRegistration is what a registration costs every validator, and who checks it
-// for the mempool: two proofs.
+// BenchmarkRegistration is what a registration costs every validator, besides what every
+// transaction does: two proofs.
 func BenchmarkRegistration(b *testing.B) {
 	w := newWorld(b, worldParams(), []string{"ann"}, "dan")
-	raw := w.tx("dan", nil, &ledgerpb.Tx{Action: &ledgerpb.Tx_RegisterHost{RegisterHost: w.registration(testNetwork, w.newKeys("dan", 0))}})
+	m := New(Config{Network: testNetwork, Work: w.work}) // no memory of proofs
+	registration := w.registration(testNetwork, w.newKeys("dan", 0))
 	for b.Loop() {
-		p, err := w.m.NewPool(w.state)
-		if err != nil {
-			b.Fatal(err)
-		}
-		if err := p.Check(raw); err != nil {
+		if err := m.checkKeys(testNetwork, w.address("dan"), registration); err != nil {
 			b.Fatal(err)
 		}
 	}

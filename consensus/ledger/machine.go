@@ -105,7 +105,7 @@ type ValidatorUpdate struct {
 
 // Event tells people and programs what happened.
 type Event struct {
-	Kind  string // epoch, slash, jail, proposal, upgrade
+	Kind  string // epoch, params, validators, slash, jail, proposal, upgrade
 	Attrs [][2]string
 }
 
@@ -194,7 +194,8 @@ func (m *Machine) apply(o *overlay, b *blockState, raw []byte) Result {
 }
 
 // execute carries out a transaction that was admitted and is its sender's next. What
-// a refused action did to the state or to the block's events is undone.
+// a refused action did to the state or to the block's events is undone; to the set of
+// validators no action does anything.
 func (m *Machine) execute(o *overlay, b *blockState, tx *Tx, account *ledgerpb.Account) Result {
 	result := Result{ID: tx.ID, Kind: kindOf(tx.Pb)}
 	account.Balance -= tx.Pb.GetFee()
@@ -202,11 +203,11 @@ func (m *Machine) execute(o *overlay, b *blockState, tx *Tx, account *ledgerpb.A
 	o.save(accountKey(tx.Sender), account)
 	b.fees = o.plus(b.fees, tx.Pb.GetFee())
 	c := &call{overlay: o.layer(), m: m, b: b, tx: tx, sender: tx.Sender}
-	events, updates, reset := len(b.events), len(b.updates), b.reset
+	events := len(b.events)
 	if result.Err = c.act(); result.Err == nil {
 		o.fold(c.overlay)
 	} else {
-		b.events, b.updates, b.reset = b.events[:events], b.updates[:updates], reset
+		b.events = b.events[:events]
 	}
 	return result
 }
@@ -307,7 +308,7 @@ func (m *Machine) begin(o *overlay, block Block) (*blockState, error) {
 		return nil, &damage{"it has no parameters"}
 	}
 	b.params = params
-	b.epoch, _ = load[ledgerpb.EpochState](o, key(tableMisc, []byte(miscEpoch)))
+	b.epoch, _ = load[ledgerpb.EpochState](o, miscKey(miscEpoch))
 	m.mixRand(o, b, block)
 	m.countSigners(o, b, block)
 	for _, e := range block.Evidence {
@@ -324,6 +325,6 @@ func (m *Machine) end(o *overlay, b *blockState) {
 	if b.fees > 0 {
 		o.totals(func(t *ledgerpb.Totals) { t.Community = o.plus(t.GetCommunity(), b.fees) })
 	}
-	o.save(key(tableMisc, []byte(miscEpoch)), b.epoch)
-	o.set(key(tableMisc, []byte(miscHeight)), be64(uint64(b.height)))
+	o.save(miscKey(miscEpoch), b.epoch)
+	o.set(miscKey(miscHeight), be64(uint64(b.height)))
 }

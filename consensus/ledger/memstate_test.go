@@ -153,8 +153,8 @@ func prepare(t testing.TB, p *ledgerpb.Params, hosts []hostOfTest, accounts []me
 	o.save(miscKey(miscChosen), chosen)
 	o.totals(func(t *ledgerpb.Totals) { t.Community = take(1_000_000e9); t.Unemitted = left })
 	rand := mesh.HashOf([]byte("genesis of a test"))
-	o.save(key(tableMisc, []byte(miscEpoch)), &ledgerpb.EpochState{Start: 1, Rand: rand[:], Seed: rand[:]})
-	o.set(key(tableMisc, []byte(miscHeight)), be64(0))
+	o.save(miscKey(miscEpoch), &ledgerpb.EpochState{Start: 1, Rand: rand[:], Seed: rand[:]})
+	o.set(miscKey(miscHeight), be64(0))
 	if *o.err != nil {
 		t.Fatal(*o.err)
 	}

@@ -36,7 +36,7 @@ func (o *overlay) debit(a mesh.Address, amount uint64) error {
 
 // totals changes the sums of what is not in accounts.
 func (o *overlay) totals(change func(t *ledgerpb.Totals)) {
-	k := key(tableMisc, []byte(miscTotals))
+	k := miscKey(miscTotals)
 	t, _ := load[ledgerpb.Totals](o, k)
 	change(t)
 	o.save(k, t)

@@ -83,7 +83,7 @@ func (m *Machine) NewPool(base Reader) (*Pool, error) {
 	if !ok {
 		return nil, &damage{"it has no parameters"}
 	}
-	epoch, _ := load[ledgerpb.EpochState](o, key(tableMisc, []byte(miscEpoch)))
+	epoch, _ := load[ledgerpb.EpochState](o, miscKey(miscEpoch))
 	height, err := heightOf(o)
 	if err != nil {
 		return nil, err

@@ -3,7 +3,6 @@ package ledger
 import (
 	"bytes"
 	"cmp"
-	"math/bits"
 	"slices"
 
 	"github.com/gonka-mesh/mesh"
@@ -58,19 +57,19 @@ func (m *Machine) chooseSet(o *overlay, b *blockState, weights []Weight) {
 			powers[v.host] = v.power
 		}
 	}
-	before, _ := load[ledgerpb.Validators](o, key(tableMisc, []byte(miscChosen)))
+	before, _ := load[ledgerpb.Validators](o, miscKey(miscChosen))
 	for _, v := range before.GetValidators() {
 		record.Moved += v.GetPower() - min(v.GetPower(), powers[mesh.AddressOf(v.GetHost())])
 	}
 	o.givePower(record)
-	o.save(key(tableMisc, []byte(miscChosen)), record)
+	o.save(miscKey(miscChosen), record)
 	b.reset = true
 }
 
 // candidates are the hosts with work that collateral covers, and those chosen last,
 // ascending by host.
 func (o *overlay) candidates(p *ledgerpb.Params, weights []Weight) (out []*member) {
-	record, _ := load[ledgerpb.Validators](o, key(tableMisc, []byte(miscChosen)))
+	record, _ := load[ledgerpb.Validators](o, miscKey(miscChosen))
 	old := record.GetValidators()
 	add := func(a mesh.Address, work, power uint64) {
 		h, ok := load[ledgerpb.Host](o, hostKey(a))
@@ -317,12 +316,6 @@ func waterfill(total, most uint64, weights []uint64) (parts []uint64, rest uint6
 	return parts, 0
 }
 
-// mulDivRest returns a·b/c and the rest, for b of at most c.
-func mulDivRest(a, b, c uint64) (quotient, rest uint64) {
-	hi, lo := bits.Mul64(a, b)
-	return bits.Div64(hi, lo, c)
-}
-
 // apportion divides a total in proportion to weights by the largest remainder, the first
 // of equal ones.
 func apportion(total uint64, weights []uint64) []uint64 {
@@ -372,7 +365,7 @@ func (m *Machine) tellSet(o *overlay, b *blockState) {
 	if !b.reset {
 		return
 	}
-	k := key(tableMisc, []byte(miscSet))
+	k := miscKey(miscSet)
 	told, _ := load[ledgerpb.Validators](o, k)
 	now := new(ledgerpb.Validators)
 	for _, v := range o.validators() {

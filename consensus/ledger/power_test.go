@@ -347,7 +347,7 @@ func TestYoungNetworkGrows(t *testing.T) {
 		if err := CheckInvariants(s); err != nil {
 			t.Fatal(err)
 		}
-		record, _ := load[ledgerpb.Validators](newOverlay(s), key(tableMisc, []byte(miscChosen)))
+		record, _ := load[ledgerpb.Validators](newOverlay(s), miscKey(miscChosen))
 		for _, v := range record.GetValidators() {
 			highest = max(highest, v.GetPower())
 		}

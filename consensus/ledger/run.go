@@ -234,8 +234,8 @@ func (o *overlay) stands(id mesh.Hash, run *ledgerpb.Run, member *ledgerpb.Membe
 	return 2*o.tallied(id, member) > uint64(run.GetMembers()-run.GetLeaving())
 }
 
-// closeRun ends a run. The reward that was not paid goes back to its owner at once, the
-// bonds to the members when the epoch is settled.
+// closeRun ends a run. The reward goes back to its owner at once, all of it, as nothing
+// pays members yet, and the bonds to the members when the epoch is settled.
 func (c *call) closeRun(t *ledgerpb.CloseRun) error {
 	id, run, err := c.openedRun(t.GetRun())
 	switch {
@@ -252,19 +252,9 @@ func (c *call) closeRun(t *ledgerpb.CloseRun) error {
 	return nil
 }
 
-// RunKey is the key of a training run.
-func RunKey(run mesh.Hash) []byte { return runKey(run) }
-
 // Run returns a training run.
 func (v View) Run(run mesh.Hash) (*ledgerpb.Run, error) {
 	return read[ledgerpb.Run](v, runKey(run))
-}
-
-// Members returns the members of a run, ascending, with those who wait for their bond.
-func (v View) Members(run mesh.Hash, fn func(a mesh.Address, member *ledgerpb.Member)) error {
-	return list(v, key(tableMember, run[:]), func(k []byte, member *ledgerpb.Member) {
-		fn(mesh.AddressOf(k[33:]), member)
-	})
 }
 
 // Traces returns what members committed to in a round, ascending by member.

@@ -3,6 +3,7 @@ package ledger
 import (
 	"bytes"
 	"encoding/binary"
+	"math"
 	"math/bits"
 
 	"github.com/gonka-mesh/mesh"
@@ -14,7 +15,8 @@ import (
 // A settlement takes what it wants from escrows at once and keeps it as due until the
 // epoch is settled, so that nothing in between, neither another host nor the payer, can
 // take it away, and paying an epoch out costs one step per host. Until then the lines
-// stay in the state: who disputes one finds there what came from which escrow.
+// stay in the state, which says what came from which escrow: for disputes, which there
+// are none of yet.
 
 // MaxSettleLines is how many lines a transaction may have. A host with more payers
 // sends several: each goes on where the one before ended.
@@ -222,7 +224,7 @@ type payout struct {
 
 // payEpoch pays what is due by the settlements of an epoch to the owners of the hosts;
 // called once, when the epoch is closed. What else is due by then is paid back.
-func (m *Machine) payEpoch(o *overlay, b *blockState, epoch uint64) payout {
+func (m *Machine) payEpoch(o *overlay, epoch uint64) payout {
 	p := payout{byHost: make(map[mesh.Address]uint64)}
 	scan(o, key(tableSettlement, be64(epoch)), func(k []byte, s *ledgerpb.Settlement) {
 		host, due := mesh.AddressOf(k[9:]), s.GetDue()
@@ -246,7 +248,7 @@ func (m *Machine) payEpoch(o *overlay, b *blockState, epoch uint64) payout {
 	if p.settlements > 0 {
 		o.sweepLater(key(tableLines, be64(epoch)))
 	}
-	o.set(key(tableMisc, []byte(miscPaid)), be64(epoch))
+	o.set(miscKey(miscPaid), be64(epoch))
 	o.payDue(epoch + 1)
 	return p
 }
@@ -254,22 +256,9 @@ func (m *Machine) payEpoch(o *overlay, b *blockState, epoch uint64) payout {
 // pruneSettlements removes the settlements of an epoch and of those before it; called
 // once per epoch.
 func (m *Machine) pruneSettlements(o *overlay, epoch uint64) {
-	var old [][]byte
-	o.Iterate([]byte{tableSettlement}, func(k, _ []byte) bool {
-		if binary.BigEndian.Uint64(k[1:]) > epoch {
-			return false
-		}
-		old = append(old, bytes.Clone(k))
-		return true
-	})
-	for _, k := range old {
+	for _, k := range keysUpTo(o, tableSettlement, epoch, math.MaxInt) {
 		o.remove(k)
 	}
-}
-
-// SettlementKey is the key of a host's settlement of an epoch.
-func SettlementKey(epoch mesh.Epoch, host mesh.Address) []byte {
-	return settlementKey(uint64(epoch), host)
 }
 
 // Settlement returns a host's settlement of an epoch.

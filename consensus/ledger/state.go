@@ -87,6 +87,9 @@ func key(table byte, parts ...[]byte) []byte {
 	return append([]byte{table}, bytes.Join(parts, nil)...)
 }
 
+// miscKey returns the key of a record of tableMisc.
+func miscKey(name string) []byte { return key(tableMisc, []byte(name)) }
+
 func be64(n uint64) []byte { return binary.BigEndian.AppendUint64(nil, n) }
 
 // overlay is a state with writes that its base has not seen yet.

@@ -34,7 +34,7 @@ func (m *Machine) electorate(o *overlay, b *blockState) *electorate {
 	found := false
 	for back := uint64(1); back <= 2 && back <= now && !found; back++ {
 		var rewards *ledgerpb.Rewards
-		if rewards, found = load[ledgerpb.Rewards](o, key(tableRewards, be64(now-back))); found {
+		if rewards, found = load[ledgerpb.Rewards](o, rewardsKey(now-back)); found {
 			e.epoch = mesh.Epoch(now - back)
 			for _, r := range rewards.GetRewards() {
 				e.add(mesh.AddressOf(r.GetHost()), r.GetWeight())
@@ -136,14 +136,19 @@ func saturate(a, b uint64) uint64 {
 	return sum
 }
 
-// mulDiv returns a·b/c, for b of at most c.
+// mulDiv returns a·b/c, for b of at most c, and a where both are 0.
 func mulDiv(a, b, c uint64) uint64 {
 	if b == c {
 		return a
 	}
-	hi, lo := bits.Mul64(a, b)
-	q, _ := bits.Div64(hi, lo, c)
+	q, _ := mulDivRest(a, b, c)
 	return q
+}
+
+// mulDivRest returns a·b/c and the rest, for b of at most c, which is not 0.
+func mulDivRest(a, b, c uint64) (quotient, rest uint64) {
+	hi, lo := bits.Mul64(a, b)
+	return bits.Div64(hi, lo, c) // hi < c, as b <= c
 }
 
 // reaches reports whether part is at least bp basis points of whole.

@@ -139,7 +139,7 @@ func (s *govStory) run(words []string) {
 		}
 	case "epoch":
 		s.change(func(o *overlay) {
-			k := key(tableMisc, []byte(miscEpoch))
+			k := miscKey(miscEpoch)
 			e, _ := load[ledgerpb.EpochState](o, k)
 			e.Epoch, e.Start = s.number(arg), uint64(s.height)
 			o.save(k, e)
@@ -176,11 +176,11 @@ func (s *govStory) run(words []string) {
 // migrate makes a parameter of the state another, as an upgrade may.
 func (s *govStory) migrate(st Store) error {
 	o := newOverlay(st)
-	p, _ := load[ledgerpb.Params](o, ParamsKey())
+	p, _ := load[ledgerpb.Params](o, key(tableParams))
 	p.MaxValidators = 7
 	b, err := encode(p)
 	if err == nil {
-		st.Set(ParamsKey(), b)
+		st.Set(key(tableParams), b)
 	}
 	return err
 }

@@ -90,7 +90,7 @@ func FeeOf(p *ledgerpb.Params, tx *ledgerpb.Tx) (mesh.Amount, error) {
 	return mesh.Amount(uint64(proto.Size(whole)) * p.GetFeePerByte()), nil
 }
 
-// mostFees is how many times the least fee one may be: a pool asks for 32 times that at
+// mostFees is how many times the least fee one may be: a pool asks for 16 times that at
 // most, and far more is a slip.
 const mostFees = 100
 

@@ -57,7 +57,6 @@ func (u *UpgradeNeeded) Error() string {
 
 func upgradeKey() []byte               { return key(tableUpgrade) }
 func upgradedKey(name string) []byte   { return key(tableUpgrade, []byte(name)) }
-func miscKey(name string) []byte       { return key(tableMisc, []byte(name)) }
 func (m *Machine) knows(n string) bool { _, ok := m.cfg.Upgrades[n]; return ok }
 
 // Ready says whether this software can apply the block after a state: nil, or an
@@ -144,9 +143,6 @@ func enactUpgrade(o *overlay, b *blockState, t *ledgerpb.Upgrade, ends uint64) e
 
 // maxPlan bounds how far ahead an upgrade is planned, in blocks.
 const maxPlan = 1 << 24
-
-// UpgradeKey is the key of the planned upgrade, which can be proven.
-func UpgradeKey() []byte { return upgradeKey() }
 
 // Plan returns the planned upgrade, nil if there is none.
 func (v View) Plan() (*ledgerpb.Upgrade, error) { return read[ledgerpb.Upgrade](v, upgradeKey()) }

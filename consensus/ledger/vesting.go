@@ -65,9 +65,6 @@ func (m *Machine) releaseVesting(o *overlay, epoch uint64) {
 	})
 }
 
-// VestingKey is the key of an account's vesting record.
-func VestingKey(a mesh.Address) []byte { return vestingKey(a) }
-
 // Vesting returns what an account gets over time, nil for nothing.
 func (v View) Vesting(a mesh.Address) (*ledgerpb.Vesting, error) {
 	return read[ledgerpb.Vesting](v, vestingKey(a))

@@ -22,7 +22,6 @@ func TestReleasedAt(t *testing.T) {
 		if rng.IntN(20) == 0 {
 			e.Total, e.End = uint64(mesh.MaxSupply), 1<<64-1
 		}
-		before := uint64(0)
 		for range 8 {
 			epoch := rng.Uint64N(e.GetEnd() - start/2 + 5)
 			want := new(big.Int).SetUint64(e.GetTotal())
@@ -32,11 +31,12 @@ func TestReleasedAt(t *testing.T) {
 			case epoch < e.GetEnd():
 				want.Mul(want, new(big.Int).SetUint64(epoch-start)).Quo(want, new(big.Int).SetUint64(e.GetEnd()-start))
 			}
-			if got := releasedAt(e, epoch); got != want.Uint64() {
+			got := releasedAt(e, epoch)
+			if got != want.Uint64() {
 				t.Fatalf("%v at %d: %d, want %s", e, epoch, got, want)
 			}
-			if next := releasedAt(e, epoch+1); next < releasedAt(e, epoch) || next > e.GetTotal() {
-				t.Fatalf("%v at %d: %d after %d", e, epoch, next, before)
+			if next := releasedAt(e, epoch+1); next < got || next > e.GetTotal() {
+				t.Fatalf("%v at %d: %d after %d", e, epoch, next, got)
 			}
 		}
 	}

@@ -34,7 +34,7 @@ func list[T any, P message[T]](v View, prefix []byte, fn func(key []byte, record
 func (v View) Height() (mesh.Height, error) { return heightOf(newOverlay(v.r)) }
 
 func heightOf(o *overlay) (mesh.Height, error) {
-	b := o.Get(key(tableMisc, []byte(miscHeight)))
+	b := o.Get(miscKey(miscHeight))
 	if len(b) != 8 {
 		return 0, &damage{"it has no height"}
 	}
@@ -49,20 +49,17 @@ func (v View) Account(a mesh.Address) (*ledgerpb.Account, error) {
 }
 
 // Params returns the parameters in force.
-func (v View) Params() (*ledgerpb.Params, error) { return read[ledgerpb.Params](v, ParamsKey()) }
+func (v View) Params() (*ledgerpb.Params, error) { return read[ledgerpb.Params](v, key(tableParams)) }
 
 // Epoch returns where the chain stands.
 func (v View) Epoch() (*ledgerpb.EpochState, error) {
-	return read[ledgerpb.EpochState](v, key(tableMisc, []byte(miscEpoch)))
+	return read[ledgerpb.EpochState](v, miscKey(miscEpoch))
 }
 
 // Totals returns the sums of money outside accounts.
 func (v View) Totals() (*ledgerpb.Totals, error) {
-	return read[ledgerpb.Totals](v, key(tableMisc, []byte(miscTotals)))
+	return read[ledgerpb.Totals](v, miscKey(miscTotals))
 }
 
-// AccountKey and ParamsKey are keys of records that can be proven.
+// AccountKey is the key of an account, which can be proven.
 func AccountKey(a mesh.Address) []byte { return accountKey(a) }
-
-// ParamsKey is the key of the parameters.
-func ParamsKey() []byte { return key(tableParams) }

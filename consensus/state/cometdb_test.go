@@ -9,6 +9,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 	dbm "github.com/cometbft/cometbft-db"
 	cmtversion "github.com/cometbft/cometbft/proto/tendermint/version"
+	sm "github.com/cometbft/cometbft/state"
 	"github.com/cometbft/cometbft/store"
 	"github.com/cometbft/cometbft/types"
 )
@@ -154,6 +155,9 @@ func TestBlockStore(t *testing.T) {
 		if bs.Base() != base || bs.Height() != 10 {
 			t.Fatalf("blocks %d to %d", bs.Base(), bs.Height())
 		}
+		if bs.LoadBlock(base-1) != nil || bs.LoadBlockMeta(base-1) != nil {
+			t.Fatalf("block %d is still there", base-1)
+		}
 		for h := base; h <= 10; h++ {
 			b := bs.LoadBlock(h)
 			if b == nil || b.Height != h || !bytes.Equal(b.Hash(), bs.LoadBlockMeta(h).BlockID.Hash) {
@@ -162,10 +166,15 @@ func TestBlockStore(t *testing.T) {
 		}
 	}
 	check(bs, 1)
+	pruned, _, err := bs.PruneBlocks(5, sm.State{LastBlockHeight: 10, LastBlockTime: time.Unix(10, 0)})
+	if err != nil || pruned != 4 {
+		t.Fatalf("%d blocks pruned, want 4: %v", pruned, err)
+	}
+	check(bs, 5)
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
 	s = mustOpen(t, Config{Dir: "/ledger", fs: fs})
 	defer s.Close()
-	check(store.NewBlockStore(s.CometDB("blocks")), 1)
+	check(store.NewBlockStore(s.CometDB("blocks")), 5)
 }

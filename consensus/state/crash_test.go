@@ -2,6 +2,8 @@ package state
 
 import (
 	"bytes"
+	"errors"
+	"log/slog"
 	"maps"
 	"math/rand/v2"
 	"path/filepath"
@@ -97,7 +99,8 @@ func TestCrashAtEveryWrite(t *testing.T) {
 }
 
 // TestFailingDisk lets every n-th write fail: nothing panics, the first error stays,
-// and the state that is found afterwards is that of a block.
+// and the state that is found afterwards is that of a block: the last that Commit
+// returned for, or the next.
 func TestFailingDisk(t *testing.T) {
 	for n := int32(0); n < 60; n += 3 {
 		mem := vfs.NewMem()
@@ -112,7 +115,7 @@ func TestFailingDisk(t *testing.T) {
 		if err != nil {
 			continue // it said so
 		}
-		failed := false
+		failed, committed := false, mesh.Height(1)
 		for h := mesh.Height(2); h < 40; h++ {
 			_, err := s.Stage(h, []ledger.Change{{Key: []byte("A2"), Value: bytes.Repeat([]byte{byte(h)}, 500)}})
 			if err == nil {
@@ -121,7 +124,9 @@ func TestFailingDisk(t *testing.T) {
 			if failed && err == nil {
 				t.Fatalf("write %d failed, and a block was committed after it", n)
 			}
-			failed = failed || err != nil
+			if failed = failed || err != nil; !failed {
+				committed = h
+			}
 			if failed != (s.Err() != nil) {
 				t.Fatalf("write %d: Commit says %v and Err %v", n, err, s.Err())
 			}
@@ -130,11 +135,23 @@ func TestFailingDisk(t *testing.T) {
 			t.Fatalf("write %d did not fail", n)
 		}
 		_ = s.Close() // says that it failed, or does not
-		if s, err := Open(Config{Dir: "/ledger", fs: mem, Log: quiet()}); err == nil {
-			if m := contents(s); m["A1"] != "1" {
-				t.Fatalf("write %d: a committed entry is gone", n)
-			}
-			_ = s.Close()
+		s, err = Open(Config{Dir: "/ledger", fs: mem, Log: quiet()})
+		if err != nil {
+			t.Fatalf("write %d: the disk is well again, and the store does not open: %v", n, err)
+		}
+		h := s.Height()
+		if h != committed && h != committed+1 {
+			t.Fatalf("write %d: height %d after the commit of %d", n, h, committed)
+		}
+		want := model{"A1": "1"}
+		if h > 1 {
+			want["A2"] = strings.Repeat(string(rune(h)), 500)
+		}
+		if !maps.Equal(contents(s), want) || s.AppHash() != want.appHash() {
+			t.Fatalf("write %d: the state of height %d differs", n, h)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
 		}
 	}
 }
@@ -204,6 +221,19 @@ func TestDamagedFiles(t *testing.T) {
 	}
 	if complained < 2 {
 		t.Fatalf("only %d damaged files were noticed", complained)
+	}
+}
+
+// TestPanicIsLogged with where it was, which the error does not say.
+func TestPanicIsLogged(t *testing.T) {
+	var out bytes.Buffer
+	l := newDatabaseLog(slog.New(slog.NewTextHandler(&out, nil)))
+	err := l.guard(func() error { panic("a table is damaged") })
+	if err == nil || !errors.Is(l.err(), err) {
+		t.Fatalf("%v, and %v stays", err, l.err())
+	}
+	if got := out.String(); !strings.Contains(got, "a table is damaged") || !strings.Contains(got, "TestPanicIsLogged") {
+		t.Fatalf("logged: %s", got)
 	}
 }
 

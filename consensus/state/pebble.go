@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"time"
@@ -170,7 +171,7 @@ func guarded() bool {
 }
 
 // guard calls fn and turns a panic, of pebble's over a damaged file or of Fatalf, into
-// an error, which sticks.
+// an error, which sticks. The error is for people; where a panic came from is logged.
 func (l *databaseLog) guard(fn func() error) (err error) {
 	defer func() {
 		switch r := recover().(type) {
@@ -180,6 +181,7 @@ func (l *databaseLog) guard(fn func() error) (err error) {
 			err = r.err
 		default:
 			err = fmt.Errorf("ledger database panicked: %v", r)
+			l.log.Error("ledger database panicked", "panic", r, "stack", string(debug.Stack()))
 		}
 		l.fail(err)
 	}()

@@ -206,8 +206,7 @@ func (s *Store) removeSnapshot(name string) error {
 	return s.fs.RemoveAll(gone)
 }
 
-// sweepSnapshots removes what a crash left unfinished, and chunks that earlier versions
-// fetched into this folder.
+// sweepSnapshots removes what a crash left unfinished.
 func (s *Store) sweepSnapshots() error {
 	if err := errors.Join(s.fs.MkdirAll(s.snapshotDir(), 0o700), s.syncDir(s.cfg.Dir)); err != nil {
 		return err
@@ -217,7 +216,7 @@ func (s *Store) sweepSnapshots() error {
 		return err
 	}
 	for _, name := range names {
-		if strings.HasSuffix(name, unfinished) || strings.HasPrefix(name, "tm-statesync") {
+		if strings.HasSuffix(name, unfinished) {
 			if err := s.fs.RemoveAll(s.snapshotDir(name)); err != nil {
 				return err
 			}

@@ -3,6 +3,7 @@ package state
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -12,6 +13,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -391,4 +393,33 @@ func TestReadersBesideBlocks(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// TestCloseBesideView closes the store while a view is open: the database closes after
+// it, without an error, and the view says what became of it.
+func TestCloseBesideView(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := mustOpen(t, Config{Memory: true})
+		mustCommit(t, s, 1, []ledger.Change{{Key: []byte("A1"), Value: []byte("1")}})
+		v := s.View()
+		closed := make(chan error, 1)
+		go func() { closed <- s.Close() }()
+		synctest.Wait()
+		select {
+		case err := <-closed:
+			t.Fatalf("the store closed under a view: %v", err)
+		default:
+		}
+		if got := v.Get([]byte("A1")); got != nil || !errors.Is(v.Err(), ErrClosed) {
+			t.Errorf("a view of a store that closes reads %q, %v", got, v.Err())
+		}
+		for range 2 {
+			if err := v.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+		if err := <-closed; err != nil {
+			t.Errorf("close: %v", err)
+		}
+	})
 }

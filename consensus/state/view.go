@@ -13,7 +13,7 @@ var _ ledger.Reader = (*View)(nil)
 
 // View is the committed state at one height, for queries and the mempool: blocks that
 // are committed meanwhile do not show. It is for one goroutine, and is to be closed soon:
-// what it sees stays on disk.
+// what it sees stays on disk, and the store closes only after it.
 type View struct {
 	store *Store
 	snap  *pebble.Snapshot
@@ -29,22 +29,25 @@ func (s *Store) View() *View {
 		v.err = ErrClosed
 		return v
 	}
-	defer s.calls.leave()
 	v.err = s.log.guard(func() error {
 		v.snap = s.db.NewSnapshot()
 		var err error
 		v.head, _, err = s.log.readHead(v.snap)
 		return err
 	})
+	if v.snap == nil {
+		s.calls.leave() // else with Close
+	}
 	return v
 }
 
-// open counts a call in, unless the view or its store is closed.
+// open reports whether the view may be read: it is not closed, and its store is not
+// about to be.
 func (v *View) open() bool {
 	switch {
 	case v.err != nil:
 		return false
-	case v.snap == nil || !v.store.calls.enter():
+	case v.snap == nil || !v.store.calls.open():
 		v.err = ErrClosed
 		return false
 	}
@@ -56,7 +59,6 @@ func (v *View) Get(key []byte) []byte {
 	if !v.open() {
 		return nil
 	}
-	defer v.store.calls.leave()
 	return v.store.log.entry(v.snap, key)
 }
 
@@ -65,7 +67,6 @@ func (v *View) Iterate(prefix []byte, fn func(key, value []byte) bool) {
 	if !v.open() {
 		return
 	}
-	defer v.store.calls.leave()
 	v.store.log.entries(v.snap, prefix, fn)
 }
 
@@ -79,7 +80,6 @@ func (v *View) IterateAfter(prefix, last []byte, fn func(key, value []byte) bool
 	if !v.open() {
 		return
 	}
-	defer v.store.calls.leave()
 	v.store.log.entriesFrom(v.snap, prefix, append(bytes.Clone(last), 0), fn)
 }
 
@@ -99,7 +99,7 @@ func (v *View) Err() error {
 
 // Close lets go of the view; reads after it find nothing.
 func (v *View) Close() error {
-	if v.snap == nil || !v.store.calls.enter() {
+	if v.snap == nil {
 		return nil
 	}
 	defer v.store.calls.leave()

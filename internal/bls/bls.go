@@ -166,7 +166,8 @@ func parseSignature(b []byte) (*bls12381.G2Affine, error) {
 	return s, nil
 }
 
-// Aggregate adds signatures up.
+// Aggregate adds signatures up. It and FastAggregateVerify are for the verdicts of
+// disputes, which the ledger has none of yet: only tests and benchmarks call them.
 func Aggregate(signatures [][]byte) ([]byte, error) {
 	if len(signatures) == 0 {
 		return nil, errors.New("BLS aggregate: no signatures")

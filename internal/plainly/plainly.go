@@ -42,12 +42,15 @@ func text(err error) string {
 	switch {
 	case errors.Is(err, context.Canceled):
 		return "it was called off"
+	// Before the rest, as a name server may refuse or be late as well as the other side.
+	case errors.As(err, &dns) && dns.IsNotFound:
+		return "the name " + dns.Name + " is not known"
+	case dns != nil:
+		return "no name server answers for " + dns.Name
 	case is(err, syscall.ECONNREFUSED):
 		return "nobody listens there"
 	case is(err, syscall.EADDRINUSE):
 		return "another program has that address"
-	case errors.As(err, &dns):
-		return "the name " + dns.Name + " is not known"
 	case is(err, syscall.EHOSTUNREACH), is(err, syscall.ENETUNREACH):
 		return "there is no way there"
 	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():

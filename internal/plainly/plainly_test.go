@@ -50,6 +50,21 @@ func TestSaid(t *testing.T) {
 	}
 	_, taken := net.Listen("tcp", l.Addr().String())
 	_, missing := os.Open("/nonexistent/file")
+	// What asking for a name at such an address gives.
+	lookup := func(server string, patience time.Duration) error {
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		r := &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "udp", server)
+		}}
+		_, err := (&net.Dialer{Resolver: r}).DialContext(ctx, "tcp", "mesh.example.:1")
+		return err
+	}
+	silent, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
 	for _, c := range []struct {
 		err  error
 		want string
@@ -59,7 +74,9 @@ func TestSaid(t *testing.T) {
 		{late, "no answer in time"},
 		{fmt.Errorf("ask: %w", context.DeadlineExceeded), "no answer in time"},
 		{fmt.Errorf("read: %w", io.ErrUnexpectedEOF), "the connection broke off"},
-		{&net.DNSError{Name: "nowhere.invalid", Err: "no such host"}, "the name nowhere.invalid is not known"},
+		{lookup("127.0.0.1:1", time.Minute), "no name server answers for mesh.example."},
+		{lookup(silent.LocalAddr().String(), 100*time.Millisecond), "no name server answers for mesh.example."},
+		{&net.DNSError{Name: "nowhere.invalid", Err: "no such host", IsNotFound: true}, "the name nowhere.invalid is not known"},
 		{errors.New("failed to listen on any addresses: [listen tcp4 127.0.0.1:1: bind: address already in use]"), "another program has that address"},
 		{taken, "another program has that address"},
 		{missing, "there is no /nonexistent/file"},

@@ -68,8 +68,15 @@ type LedgerHost struct {
 	Tombstoned   bool         `json:"tombstoned"`
 	Missed       uint64       `json:"missed"` // blocks of the last window
 	ConsensusKey string       `json:"consensus_key"`
+	Delegates    []Delegate   `json:"delegates,omitempty"`
 	Own          bool         `json:"own"`    // this node
-	Proven       bool         `json:"proven"` // by a header that this node verified, as light nodes do; missed is then not known
+	Proven       bool         `json:"proven"` // by a header that this node verified, as light nodes do; missed and delegates are then not known
+}
+
+// Delegate votes for a host what that has from work on a model.
+type Delegate struct {
+	Model mesh.ModelID `json:"model"` // empty: each without a delegate of its own
+	To    mesh.Address `json:"to"`
 }
 
 // Epoch is one epoch and what came of it.

@@ -1861,7 +1861,7 @@ type OpenRun struct {
 	Descriptor_   []byte                 `protobuf:"bytes,1,opt,name=descriptor,proto3" json:"descriptor,omitempty"` // hash of the run's canonical description
 	Bond          uint64                 `protobuf:"varint,2,opt,name=bond,proto3" json:"bond,omitempty"`            // each member's
 	MembersMax    uint32                 `protobuf:"varint,3,opt,name=members_max,json=membersMax,proto3" json:"members_max,omitempty"`
-	Reward        uint64                 `protobuf:"varint,4,opt,name=reward,proto3" json:"reward,omitempty"` // put aside by the sender for the members
+	Reward        uint64                 `protobuf:"varint,4,opt,name=reward,proto3" json:"reward,omitempty"` // put aside by the sender; nothing pays the members yet: back when the run is closed
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2303,7 +2303,7 @@ type Params struct {
 	VestingEpochs       uint64                 `protobuf:"varint,8,opt,name=vesting_epochs,json=vestingEpochs,proto3" json:"vesting_epochs,omitempty"`       // of rewards
 	EmissionFirst       uint64                 `protobuf:"varint,9,opt,name=emission_first,json=emissionFirst,proto3" json:"emission_first,omitempty"`       // reward of epoch 0
 	EmissionDecay       uint64                 `protobuf:"varint,10,opt,name=emission_decay,json=emissionDecay,proto3" json:"emission_decay,omitempty"`      // factor per epoch, in units of 2^-64
-	SlashDisputeBp      uint64                 `protobuf:"varint,11,opt,name=slash_dispute_bp,json=slashDisputeBp,proto3" json:"slash_dispute_bp,omitempty"` // of collateral, basis points
+	SlashDisputeBp      uint64                 `protobuf:"varint,11,opt,name=slash_dispute_bp,json=slashDisputeBp,proto3" json:"slash_dispute_bp,omitempty"` // of collateral, basis points; nothing takes it until there are disputes
 	SlashEquivocationBp uint64                 `protobuf:"varint,12,opt,name=slash_equivocation_bp,json=slashEquivocationBp,proto3" json:"slash_equivocation_bp,omitempty"`
 	SlashDowntimeBp     uint64                 `protobuf:"varint,13,opt,name=slash_downtime_bp,json=slashDowntimeBp,proto3" json:"slash_downtime_bp,omitempty"`
 	DowntimeWindow      uint64                 `protobuf:"varint,14,opt,name=downtime_window,json=downtimeWindow,proto3" json:"downtime_window,omitempty"`            // blocks
@@ -2813,7 +2813,6 @@ func (x *Validator) GetPower() uint64 {
 // Signing counts the blocks that a validator missed.
 type Signing struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Since         uint64                 `protobuf:"varint,1,opt,name=since,proto3" json:"since,omitempty"`   // height from which it is counted
 	Missed        uint64                 `protobuf:"varint,2,opt,name=missed,proto3" json:"missed,omitempty"` // in the window
 	Bits          []byte                 `protobuf:"bytes,3,opt,name=bits,proto3" json:"bits,omitempty"`      // one bit a block of the window; 1 is missed
 	unknownFields protoimpl.UnknownFields
@@ -2848,13 +2847,6 @@ func (x *Signing) ProtoReflect() protoreflect.Message {
 // Deprecated: Use Signing.ProtoReflect.Descriptor instead.
 func (*Signing) Descriptor() ([]byte, []int) {
 	return file_consensus_ledger_ledgerpb_ledger_proto_rawDescGZIP(), []int{37}
-}
-
-func (x *Signing) GetSince() uint64 {
-	if x != nil {
-		return x.Since
-	}
-	return 0
 }
 
 func (x *Signing) GetMissed() uint64 {
@@ -2986,7 +2978,6 @@ func (x *Vesting) GetEntries() []*VestingEntry {
 type Unbonding struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Host          []byte                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
-	Owner         []byte                 `protobuf:"bytes,2,opt,name=owner,proto3" json:"owner,omitempty"`
 	Amount        uint64                 `protobuf:"varint,3,opt,name=amount,proto3" json:"amount,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3025,13 +3016,6 @@ func (*Unbonding) Descriptor() ([]byte, []int) {
 func (x *Unbonding) GetHost() []byte {
 	if x != nil {
 		return x.Host
-	}
-	return nil
-}
-
-func (x *Unbonding) GetOwner() []byte {
-	if x != nil {
-		return x.Owner
 	}
 	return nil
 }
@@ -4408,7 +4392,7 @@ func (x *Run) GetLeaving() uint32 {
 type Member struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Bond          uint64                 `protobuf:"varint,1,opt,name=bond,proto3" json:"bond,omitempty"`
-	Joined        uint64                 `protobuf:"varint,2,opt,name=joined,proto3" json:"joined,omitempty"`                              // epoch
+	Joined        uint64                 `protobuf:"varint,2,opt,name=joined,proto3" json:"joined,omitempty"`                              // epoch; nothing reads it until runs pay their members
 	Left          uint64                 `protobuf:"varint,3,opt,name=left,proto3" json:"left,omitempty"`                                  // epoch at which the bond is paid back; 0: in
 	Round         uint64                 `protobuf:"varint,4,opt,name=round,proto3" json:"round,omitempty"`                                // of the last trace
 	PostedRound   uint64                 `protobuf:"varint,5,opt,name=posted_round,json=postedRound,proto3" json:"posted_round,omitempty"` // of the last checkpoint that it posted
@@ -4702,22 +4686,20 @@ const file_consensus_ledger_ledgerpb_ledger_proto_rawDesc = "" +
 	"\tValidator\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\fR\x04host\x12#\n" +
 	"\rconsensus_key\x18\x02 \x01(\fR\fconsensusKey\x12\x14\n" +
-	"\x05power\x18\x03 \x01(\x04R\x05power\"K\n" +
-	"\aSigning\x12\x14\n" +
-	"\x05since\x18\x01 \x01(\x04R\x05since\x12\x16\n" +
+	"\x05power\x18\x03 \x01(\x04R\x05power\";\n" +
+	"\aSigning\x12\x16\n" +
 	"\x06missed\x18\x02 \x01(\x04R\x06missed\x12\x12\n" +
-	"\x04bits\x18\x03 \x01(\fR\x04bits\"h\n" +
+	"\x04bits\x18\x03 \x01(\fR\x04bitsJ\x04\b\x01\x10\x02\"h\n" +
 	"\fVestingEntry\x12\x14\n" +
 	"\x05start\x18\x01 \x01(\x04R\x05start\x12\x10\n" +
 	"\x03end\x18\x02 \x01(\x04R\x03end\x12\x14\n" +
 	"\x05total\x18\x03 \x01(\x04R\x05total\x12\x1a\n" +
 	"\breleased\x18\x04 \x01(\x04R\breleased\"A\n" +
 	"\aVesting\x126\n" +
-	"\aentries\x18\x01 \x03(\v2\x1c.mesh.ledger.v1.VestingEntryR\aentries\"M\n" +
+	"\aentries\x18\x01 \x03(\v2\x1c.mesh.ledger.v1.VestingEntryR\aentries\"=\n" +
 	"\tUnbonding\x12\x12\n" +
-	"\x04host\x18\x01 \x01(\fR\x04host\x12\x14\n" +
-	"\x05owner\x18\x02 \x01(\fR\x05owner\x12\x16\n" +
-	"\x06amount\x18\x03 \x01(\x04R\x06amount\"\xf6\x01\n" +
+	"\x04host\x18\x01 \x01(\fR\x04host\x12\x16\n" +
+	"\x06amount\x18\x03 \x01(\x04R\x06amountJ\x04\b\x02\x10\x03\"\xf6\x01\n" +
 	"\x06Escrow\x12\x14\n" +
 	"\x05owner\x18\x01 \x01(\fR\x05owner\x12\x16\n" +
 	"\x06amount\x18\x02 \x01(\x04R\x06amount\x12\x14\n" +

@@ -153,39 +153,48 @@ func Verify(appHash mesh.Hash, p Proof) (value []byte, present bool, err error) 
 	}
 	switch {
 	case c.GetExist() != nil:
-		e := c.GetExist()
-		if len(e.Value) == 0 || len(e.Value) > MaxValue {
-			return nil, false, errors.New("proof has a value of no possible size")
-		}
-		root, err := rootOf(e, ics23.SmtSpec, sha256.Sum256(e.Value))
-		if err != nil {
+		if err := verifyPresent(appHash, p, c.GetExist()); err != nil {
 			return nil, false, err
 		}
-		if AppHash(root, p.Flat) != appHash {
-			return nil, false, errors.New("proof does not lead to the app hash")
-		}
-		if err := e.Verify(ics23.SmtSpec, root[:], p.Key, e.Value); err != nil {
-			return nil, false, fmt.Errorf("check proof: %w", err)
-		}
-		return e.Value, true, nil
+		return c.GetExist().Value, true, nil
 	case c.GetNonexist() != nil:
-		n := c.GetNonexist()
-		root, err := rootOfNeighbours(n)
-		if err != nil {
-			return nil, false, err
-		}
-		if AppHash(root, p.Flat) != appHash {
-			return nil, false, errors.New("proof does not lead to the app hash")
-		}
-		if !bytes.Equal(n.Key, p.Key) {
-			return nil, false, errors.New("proof is of another key")
-		}
-		if err := n.Verify(NeighbourSpec, root[:], p.Key); err != nil {
-			return nil, false, fmt.Errorf("check proof: %w", err)
-		}
-		return nil, false, nil
+		return nil, false, verifyAbsent(appHash, p, c.GetNonexist())
 	}
 	return nil, false, errors.New("proof is neither of presence nor of absence")
+}
+
+func verifyPresent(appHash mesh.Hash, p Proof, e *ics23.ExistenceProof) error {
+	if len(e.Value) == 0 || len(e.Value) > MaxValue {
+		return errors.New("proof has a value of no possible size")
+	}
+	root, err := rootOf(e, ics23.SmtSpec, sha256.Sum256(e.Value))
+	if err != nil {
+		return err
+	}
+	if AppHash(root, p.Flat) != appHash {
+		return errors.New("proof does not lead to the app hash")
+	}
+	if err := e.Verify(ics23.SmtSpec, root[:], p.Key, e.Value); err != nil {
+		return fmt.Errorf("check proof: %w", err)
+	}
+	return nil
+}
+
+func verifyAbsent(appHash mesh.Hash, p Proof, n *ics23.NonExistenceProof) error {
+	root, err := rootOfNeighbours(n)
+	if err != nil {
+		return err
+	}
+	if AppHash(root, p.Flat) != appHash {
+		return errors.New("proof does not lead to the app hash")
+	}
+	if !bytes.Equal(n.Key, p.Key) {
+		return errors.New("proof is of another key")
+	}
+	if err := n.Verify(NeighbourSpec, root[:], p.Key); err != nil {
+		return fmt.Errorf("check proof: %w", err)
+	}
+	return nil
 }
 
 func rootOfNeighbours(n *ics23.NonExistenceProof) (mesh.Hash, error) {
