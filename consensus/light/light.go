@@ -209,9 +209,9 @@ func (c *Client) fly(ctx context.Context, f *flight) {
 	b, witnessed, err := c.advance(ctx)
 	if err == nil {
 		f.head = headOf(b, witnessed)
-		if err := c.store.keep(); err != nil {
-			c.cfg.Log.Warn("the verified header could not be written", "err", err)
-		}
+	}
+	if err := c.store.keep(); err != nil {
+		c.cfg.Log.Warn("the verified header could not be written", "err", err)
 	}
 	f.err = explain(err)
 	c.mu.Lock()

@@ -165,7 +165,8 @@ func first[T any](ctx context.Context, c *Client, peers []mesh.Address, fn func(
 				return none, fmt.Errorf("%w: %w", ctx.Err(), r.err)
 			}
 			c.caught(r.peer, r.err)
-			if !errors.Is(r.err, ErrNoBlock) {
+			var far *tooFar
+			if !errors.Is(r.err, ErrNoBlock) && !errors.As(r.err, &far) {
 				c.bench.put(r.peer, c.cfg.now())
 			}
 			errs = append(errs, r.err)

@@ -37,6 +37,17 @@ const (
 // errClock is no lie of a peer while this machine's clock may be wrong.
 var errClock = errors.New("the newest header is ahead of this machine's clock; set the clock")
 
+// tooFar is a header with more changes of the validators before it than are verified at once.
+type tooFar struct {
+	from, to int64
+	way      *types.LightBlock // the last that was verified
+}
+
+func (t *tooFar) Error() string {
+	return fmt.Sprintf("more than %d changes of the validators lie between headers %d and %d; up to %d they are verified, and the next try goes on from there",
+		maxSteps, t.from, t.to, t.way.Height)
+}
+
 // anchor returns what new headers are verified against: the newest header that is
 // kept, unless it is too old to be believed, and else the root.
 func (c *Client) anchor(ctx context.Context, peers []mesh.Address) (*types.LightBlock, error) {
@@ -219,6 +230,10 @@ func (c *Client) settle(ctx context.Context, from *types.LightBlock, height int6
 			return c.follow(ctx, peer, from, height, k.hash, level)
 		})
 		if err != nil {
+			var far *tooFar
+			if len(claims) == 1 && errors.As(err, &far) && far.way.Height > from.Height {
+				c.keepWay(ctx, far.way, level, tips)
+			}
 			errs = append(errs, err)
 			continue
 		}
@@ -250,6 +265,15 @@ func (c *Client) settle(ctx context.Context, from *types.LightBlock, height int6
 		}
 	}
 	return nil, false, ErrFork
+}
+
+// keepWay keeps a header that was verified on the way to one that is too far, so that the
+// next try goes on from it: where it would have been believed had it been the newest.
+func (c *Client) keepWay(ctx context.Context, b *types.LightBlock, level cmtmath.Fraction, tips []tip) {
+	claims := c.claims(ctx, b.Height, tips)
+	if len(claims) == 1 && string(claims[0].hash[:]) == string(b.Hash()) && (level == twoThirds || len(claims[0].peers) == len(tips)) {
+		c.store.save(b)
+	}
 }
 
 // confirm compares what peers say with the header that is already known.
@@ -304,7 +328,7 @@ func (c *Client) skip(from, to *types.LightBlock, level cmtmath.Fraction, fetch 
 		case !errors.As(err, &far):
 			return nil, &lie{fmt.Errorf("a header that does not follow from the validators known: %w", err)}
 		case steps >= maxSteps:
-			return nil, fmt.Errorf("more than %d changes of the validators lie between headers %d and %d", maxSteps, from.Height, to.Height)
+			return nil, &tooFar{from: from.Height, to: to.Height, way: last}
 		default: // not next to each other, so that there is one between
 			b, err := fetch(last.Height + (next.Height-last.Height)/2)
 			if err != nil {
