@@ -20,11 +20,11 @@ import (
 // approved and then retired by force, a vote that is delegated, and an upgrade, before
 // which the old version stops and the new one goes on. A stranger joins meanwhile.
 func TestLedgerGoverned(t *testing.T) {
+	v2 := buildVersion(t, "v1.1.0", "testdata/upgrades_v2.go.txt") // always, as nothing else compiles that file
 	if os.Getenv("MESH_LONG") == "" {
 		t.Skip("a minute of five processes; MESH_LONG=1 runs it")
 	}
 	v1 := buildVersion(t, "v1.0.0", "")
-	v2 := buildVersion(t, "v1.1.0", "testdata/upgrades_v2.go.txt")
 	runVersion(t, v1)
 	n := newLedger(t, 4, 250*time.Millisecond, 24)
 	all := n.living()

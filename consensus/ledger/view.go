@@ -49,7 +49,7 @@ func (v View) Account(a mesh.Address) (*ledgerpb.Account, error) {
 }
 
 // Params returns the parameters in force.
-func (v View) Params() (*ledgerpb.Params, error) { return read[ledgerpb.Params](v, key(tableParams)) }
+func (v View) Params() (*ledgerpb.Params, error) { return read[ledgerpb.Params](v, ParamsKey()) }
 
 // Epoch returns where the chain stands.
 func (v View) Epoch() (*ledgerpb.EpochState, error) {
@@ -63,3 +63,6 @@ func (v View) Totals() (*ledgerpb.Totals, error) {
 
 // AccountKey is the key of an account, which can be proven.
 func AccountKey(a mesh.Address) []byte { return accountKey(a) }
+
+// ParamsKey is the key of the parameters, which migrations change.
+func ParamsKey() []byte { return key(tableParams) }
