@@ -59,7 +59,7 @@ func (a *Activations) quantise(p *Pool) error {
 	a.q8 = grow(&a.q8, (a.tokens+tile-1)/tile*tile*nb*actBlock)
 	a.bad = grow(&a.bad, a.tokens)
 	p.quantise = quantiseTask{b: active(), a: a}
-	p.run(&p.quantise, (a.tokens+tile-1)/tile, 1)
+	p.run(&p.quantise, (a.tokens+tile-1)/tile, 1, a.tokens)
 	a.quantised = true
 	var bad []int
 	for t, b := range a.bad {

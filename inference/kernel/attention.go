@@ -61,7 +61,7 @@ func (p *Pool) Attention(queries []Query, heads int, scale, limit float32) {
 	defer p.mu.Unlock()
 	p.attend = attendTask{p: p, b: active(), queries: queries, heads: heads, at: at, blocks: blocks, scale: scale, limit: limit}
 	n := len(queries) * blocks
-	p.run(&p.attend, n, 1+n*(32<<10)/work)
+	p.run(&p.attend, n, 1+n*(32<<10)/work, n)
 	p.attend = attendTask{}
 }
 

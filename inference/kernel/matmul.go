@@ -40,8 +40,14 @@ func (p *Pool) MatMul(dst []float32, w *Matrix, a *Activations) error {
 	}
 	span := p.span(w, a.tokens)
 	p.matmul = matmulTask{p: p, b: active(), dst: dst, w: w, a: a, span: span}
-	// A piece is worth waking a worker for: 32 KiB of weights, or as much work on several tokens.
-	p.run(&p.matmul, (w.groups()+span-1)/span, 1+32<<10/(span*w.groupBytes()*a.tokens))
+	// A piece is worth waking a worker for: 32 KiB of weights, or as much work on several tokens. Of one token it is read in
+	// less time than a worker looks for more, or the one that ends first would sleep after most products.
+	items, item := (w.groups()+span-1)/span, span*w.groupBytes()
+	most := items
+	if a.tokens == 1 {
+		most = 128 << 10 / item
+	}
+	p.run(&p.matmul, items, 1+32<<10/(item*a.tokens), most)
 	p.matmul = matmulTask{}
 	return err
 }

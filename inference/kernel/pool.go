@@ -102,7 +102,7 @@ func (p *Pool) Run(n, grain int, f func(lo, hi int)) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.plain.f = f
-	p.run(&p.plain, n, grain)
+	p.run(&p.plain, n, grain, n)
 	p.plain.f = nil
 }
 
@@ -110,11 +110,10 @@ type funcTask struct{ f func(lo, hi int) }
 
 func (t *funcTask) do(_, lo, hi int) { t.f(lo, hi) }
 
-// run shares n items in pieces of at least grain items. The caller holds mu.
-func (p *Pool) run(t task, n, grain int) {
-	grain = max(grain, 1)
-	// A few pieces for each thread even out unequal speed.
-	grain = max(grain, (n+8*p.threads-1)/(8*p.threads))
+// run shares n items in pieces of at least grain items and, where that is fewer than a few pieces for each thread, which
+// even out unequal speed, of at most most. The caller holds mu.
+func (p *Pool) run(t task, n, grain, most int) {
+	grain = max(1, grain, min(most, (n+8*p.threads-1)/(8*p.threads)))
 	pieces := (n + grain - 1) / grain
 	if p.threads == 1 || pieces <= 1 {
 		if n > 0 {

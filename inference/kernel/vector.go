@@ -32,7 +32,7 @@ func (p *Pool) RMSNorm(dst, x, weight []float32, eps float32) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.norm = normTask{b: active(), dst: dst, x: x, weight: weight, eps: eps}
-	p.run(&p.norm, len(x)/len(weight), 1+8192/len(weight))
+	p.run(&p.norm, len(x)/len(weight), 1+8192/len(weight), len(x))
 	p.norm = normTask{}
 }
 
@@ -56,7 +56,7 @@ func (p *Pool) SiLUMul(dst, gate, up []float32) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.silu = siluTask{b: active(), dst: dst[:len(gate)], gate: gate, up: up[:len(gate)]}
-	p.run(&p.silu, (len(gate)+siluGrain-1)/siluGrain, 4)
+	p.run(&p.silu, (len(gate)+siluGrain-1)/siluGrain, 4, len(gate))
 	p.silu = siluTask{}
 }
 
