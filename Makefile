@@ -19,7 +19,7 @@ test:               ## unit, transcripts, virtual time and short process tests
 	$(GO) test -timeout 10m ./...
 
 # testing/synctest crashes under the race detector where two processors fire the
-# timers of one bubble (golang/go#78156): packages that use it run on one. The
+# timers of one bubble (golang/go#78156): packages that live by it run on one. The
 # detector judges by order and not by time, so it finds races there as well.
 race:               ## what is concurrent, under the race detector (needs gcc)
 	CGO_ENABLED=1 $(GO) test -race -short -timeout 20m -cpu 1 ./p2p/... ./inference/host ./inference/router ./inference/openai ./inference/gpu

@@ -2,8 +2,10 @@ package consensus
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
+	"syscall"
 
 	cs "github.com/cometbft/cometbft/consensus"
 	sm "github.com/cometbft/cometbft/state"
@@ -18,12 +20,19 @@ type voteReactor struct {
 	broken atomic.Bool // consensus did not begin
 }
 
+// machineErrors are why a log that is whole does not open. The reactor tells them as text alone.
+var machineErrors = []error{syscall.EMFILE, syscall.ENFILE, syscall.EACCES, syscall.EPERM, syscall.ENOSPC, syscall.EROFS, syscall.ENOMEM}
+
 // SwitchToConsensus is called by blocksync.
 func (r *voteReactor) SwitchToConsensus(state sm.State, skipWAL bool) {
 	defer func() {
 		if v := recover(); v != nil {
 			r.broken.Store(true)
 			why, _, _ := strings.Cut(fmt.Sprint(v), "\n") // all that the reactor knows follows
+			if slices.ContainsFunc(machineErrors, func(e error) bool { return strings.Contains(why, e.Error()) }) {
+				r.c.fail(fmt.Errorf("%s; its log is %s", why, r.c.wal()))
+				return
+			}
 			r.c.fail(&DamagedError{r.c.cfg.Home, fmt.Errorf("%s (its log is %s, move that away too)", why, r.c.wal())})
 		}
 	}()

@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"strings"
 	"unicode/utf8"
 
+	"golang.org/x/text/unicode/norm"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/gonka-mesh/mesh"
@@ -106,7 +108,6 @@ const (
 	messageTokens   = 64   // around each message
 	templateRewrite = 6    // per byte of JSON, which it writes anew: with spaces, and \ufdfa in full
 	plainTokens     = 64   // around a prompt without a template: marks of begin and end
-	growth          = 10   // more per byte that is not ASCII: NFKC makes 33 bytes of the 3 of U+FDFA
 )
 
 // MostPrompt bounds the prompt tokens of a question for who does not have the model's
@@ -123,14 +124,17 @@ func MostPrompt(q *inferencepb.Question) int {
 	return n
 }
 
+// mostTokens is the bytes of a text in whichever normal form makes most of them: the form NFKC
+// makes 33 of the 3 of U+FDFA.
 func mostTokens(s string) int {
 	n := len(s)
-	for i := range len(s) {
-		if s[i] >= utf8.RuneSelf {
-			n += growth
-		}
+	if !strings.ContainsFunc(s, func(r rune) bool { return r >= utf8.RuneSelf }) {
+		return n
 	}
-	return n
+	for _, f := range []norm.Form{norm.NFC, norm.NFD, norm.NFKC, norm.NFKD} {
+		n = max(n, len(f.String(s)))
+	}
+	return n + n/2 // small letters have up to 3 bytes where large ones have 2
 }
 
 // Fit returns how many output tokens a choice may have: what was asked for, or,

@@ -23,6 +23,10 @@ func (l libraryLog) Handle(ctx context.Context, r slog.Record) error {
 	return l.Handler.Handle(ctx, r)
 }
 
+func (l libraryLog) WithGroup(name string) slog.Handler {
+	return libraryLog{l.Handler.WithGroup(name)}
+}
+
 func (l libraryLog) WithAttrs(attrs []slog.Attr) slog.Handler {
 	return libraryLog{l.Handler.WithAttrs(attrs)}
 }

@@ -1,6 +1,8 @@
 package light
 
 import (
+	"bytes"
+	"cmp"
 	"errors"
 	"path/filepath"
 	"strings"
@@ -244,8 +246,17 @@ func TestManySteps(t *testing.T) {
 		sets = append(sets, all[i:i+5])
 	}
 	chain := newLedgerChain(1, sets...)
-	for _, nodes := range []int{1, 2} {
+	for _, nodes := range []int{1, 2, 3} {
 		w, file := newWorld(t, chain, nodes, int64(len(sets))), filepath.Join(t.TempDir(), "head")
+		if nodes == 3 { // one names a header that nobody has, and shows none
+			w.nodes[2].answer = func(a *lightpb.Ask) *lightpb.Answer {
+				if tip, ok := a.GetWant().(*lightpb.Ask_Tip); ok {
+					height := cmp.Or(tip.Tip, uint64(len(sets)))
+					return &lightpb.Answer{Got: &lightpb.Answer_Tip{Tip: &lightpb.Tip{Height: height, Hash: bytes.Repeat([]byte{7}, 32)}}}
+				}
+				return &lightpb.Answer{Got: &lightpb.Answer_Error{Error: &lightpb.Error{Code: lightpb.Error_NOT_FOUND}}}
+			}
+		}
 		tries, err := 0, errors.New("not tried")
 		for ; err != nil && tries < 8; tries++ {
 			before := w.nodes[0].asks.Load()
@@ -260,6 +271,10 @@ func TestManySteps(t *testing.T) {
 		if err != nil || tries < 2 {
 			t.Errorf("%d nodes: after %d tries %v", nodes, tries, err)
 		}
-		w.fined()
+		if nodes == 3 {
+			w.fined(2) // once the header is known
+		} else {
+			w.fined()
+		}
 	}
 }

@@ -166,7 +166,10 @@ func first[T any](ctx context.Context, c *Client, peers []mesh.Address, fn func(
 			}
 			c.caught(r.peer, r.err)
 			var far *tooFar
-			if !errors.Is(r.err, ErrNoBlock) && !errors.As(r.err, &far) {
+			if errors.As(r.err, &far) && far.way.Height > far.from {
+				return none, r.err // the others have no shorter way
+			}
+			if !errors.Is(r.err, ErrNoBlock) {
 				c.bench.put(r.peer, c.cfg.now())
 			}
 			errs = append(errs, r.err)

@@ -24,8 +24,10 @@ var (
 )
 
 const (
-	// maxSteps bounds the headers between a trusted one and a new one.
+	// maxSteps and walkTime bound the headers between a trusted one and a new one, in one try:
+	// half of its time is left for what else it asks.
 	maxSteps = 256
+	walkTime = updateTimeout / 2
 	// claimTime is how long peers may take to say whether they have a header.
 	claimTime = time.Second
 	// accuseEvery is how often both sides of a fork hear of it again.
@@ -44,8 +46,8 @@ type tooFar struct {
 }
 
 func (t *tooFar) Error() string {
-	return fmt.Sprintf("more than %d changes of the validators lie between headers %d and %d; up to %d they are verified, and the next try goes on from there",
-		maxSteps, t.from, t.to, t.way.Height)
+	return fmt.Sprintf("too many changes of the validators for one try lie between headers %d and %d; up to %d they are verified, and the next try goes on from there",
+		t.from, t.to, t.way.Height)
 }
 
 // anchor returns what new headers are verified against: the newest header that is
@@ -222,7 +224,7 @@ func (c *Client) settle(ctx context.Context, from *types.LightBlock, height int6
 	if len(claims) == 1 && len(claims[0].peers) > 1 && len(claims[0].peers) == len(tips) {
 		level = third
 	}
-	var found []*types.LightBlock
+	var found, ways []*types.LightBlock
 	var of []int
 	errs := []error{}
 	for i, k := range claims {
@@ -231,8 +233,8 @@ func (c *Client) settle(ctx context.Context, from *types.LightBlock, height int6
 		})
 		if err != nil {
 			var far *tooFar
-			if len(claims) == 1 && errors.As(err, &far) && far.way.Height > from.Height {
-				c.keepWay(ctx, far.way, level, tips)
+			if errors.As(err, &far) && far.way.Height > from.Height {
+				ways = append(ways, far.way)
 			}
 			errs = append(errs, err)
 			continue
@@ -244,6 +246,9 @@ func (c *Client) settle(ctx context.Context, from *types.LightBlock, height int6
 	}
 	switch len(found) {
 	case 0:
+		if len(ways) == 1 {
+			c.keepWay(ctx, ways[0], level, tips)
+		}
 		return nil, false, join(errs)
 	case 1:
 		truth := claims[of[0]]
@@ -270,9 +275,10 @@ func (c *Client) settle(ctx context.Context, from *types.LightBlock, height int6
 // keepWay keeps a header that was verified on the way to one that is too far, so that the
 // next try goes on from it: where it would have been believed had it been the newest.
 func (c *Client) keepWay(ctx context.Context, b *types.LightBlock, level cmtmath.Fraction, tips []tip) {
-	claims := c.claims(ctx, b.Height, tips)
-	if len(claims) == 1 && string(claims[0].hash[:]) == string(b.Hash()) && (level == twoThirds || len(claims[0].peers) == len(tips)) {
-		c.store.save(b)
+	for _, k := range c.claims(ctx, b.Height, tips) {
+		if string(k.hash[:]) == string(b.Hash()) && (level == twoThirds || len(k.peers) == len(tips)) {
+			c.store.save(b)
+		}
 	}
 }
 
@@ -310,7 +316,7 @@ func (c *Client) follow(ctx context.Context, peer mesh.Address, from *types.Ligh
 // skip verifies a header against a trusted one, over as few between them as their
 // signatures allow. It returns all, the trusted one first.
 func (c *Client) skip(from, to *types.LightBlock, level cmtmath.Fraction, fetch func(height int64) (*types.LightBlock, error)) ([]*types.LightBlock, error) {
-	trace, ahead := []*types.LightBlock{from}, []*types.LightBlock{to}
+	start, trace, ahead := time.Now(), []*types.LightBlock{from}, []*types.LightBlock{to}
 	for steps := 0; len(ahead) > 0; steps++ {
 		last, next := trace[len(trace)-1], ahead[len(ahead)-1]
 		now := c.cfg.now()
@@ -327,7 +333,7 @@ func (c *Client) skip(from, to *types.LightBlock, level cmtmath.Fraction, fetch 
 			return nil, err
 		case !errors.As(err, &far):
 			return nil, &lie{fmt.Errorf("a header that does not follow from the validators known: %w", err)}
-		case steps >= maxSteps:
+		case steps >= maxSteps || time.Since(start) > walkTime:
 			return nil, &tooFar{from: from.Height, to: to.Height, way: last}
 		default: // not next to each other, so that there is one between
 			b, err := fetch(last.Height + (next.Height-last.Height)/2)

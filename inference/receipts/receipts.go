@@ -222,7 +222,9 @@ func worthHolding(all []*put, receipts int) (held []*put, lost int) {
 				most[account] = p
 			}
 			if was != nil { // what the other one is for is not due again
-				most[account].voucher.covers = slices.Concat(was.voucher.covers, p.voucher.covers)
+				covers := slices.Concat(was.voucher.covers, p.voucher.covers)
+				slices.SortFunc(covers, func(a, b Part) int { return bytes.Compare(a[:], b[:]) })
+				most[account].voucher.covers = slices.Compact(covers)
 			}
 		}
 	}

@@ -30,7 +30,7 @@ type question struct {
 	width   int         // of the vector that is wanted; 0: the model's
 	cap     mesh.Amount // of a token; 0: a few times what is usual
 	started time.Time
-	most    int           // prompt tokens in any model
+	most    func() int    // prompt tokens in any model
 	count   atomic.Int64  // prompt tokens, as this node counts them itself; 0: it does not
 	counted chan struct{} // closed once it has, or cannot; nil: it does not
 
@@ -57,7 +57,7 @@ func (r *Router) Ask(ctx context.Context, a inference.Ask, emit func(inference.E
 	if q.req, q.signed, err = r.bind(&a, model); err != nil {
 		return err
 	}
-	q.most = inference.MostPrompt(q.req.Question)
+	q.most = sync.OnceValue(func() int { return inference.MostPrompt(q.req.Question) })
 	q.ask = &inferencepb.OfferAsk{
 		Model: model[:], PromptTokens: uint32(estimate(&a)),
 		MaxTokens: q.req.Pb.GetMaxTokens(), Choices: q.req.Pb.GetChoices(),

@@ -99,7 +99,7 @@ func FuzzAnswerStream(f *testing.F) {
 		defer r.Close()
 		var said strings.Builder
 		q := &question{
-			r: r, model: modelID, req: req, signed: signed, started: time.Now(), most: inference.MostPrompt(req.Question), turn: make(chan struct{}, 1),
+			r: r, model: modelID, req: req, signed: signed, started: time.Now(), most: func() int { return inference.MostPrompt(req.Question) }, turn: make(chan struct{}, 1),
 			ask: &inferencepb.OfferAsk{Model: modelID[:], MaxTokens: 4, Choices: 1},
 			emit: func(e inference.Event) error {
 				said.WriteString(e.Text)

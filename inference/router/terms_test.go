@@ -206,7 +206,7 @@ func TestPromptCount(t *testing.T) {
 
 // TestOwnCount: what this node counts itself stands, however few bytes the question has.
 func TestOwnCount(t *testing.T) {
-	q := &question{req: new(inference.Request), most: 100}
+	q := &question{req: new(inference.Request), most: func() int { return 100 }}
 	for _, tt := range []struct {
 		own   int64
 		count uint32

@@ -79,8 +79,8 @@ func (k *call) counted(got *inference.Receipt) error {
 	switch {
 	case own > 0 && n != own:
 		return fmt.Errorf("it counts %d prompt tokens, and there are %d", n, own)
-	case own == 0 && n > c.q.most: // what the host says of the model's context is its own word
-		return fmt.Errorf("it counts %d prompt tokens, and the question has no more than %d in any model", n, c.q.most)
+	case own == 0 && n > c.q.most(): // what the host says of the model's context is its own word
+		return fmt.Errorf("it counts %d prompt tokens, and the question has no more than %d in any model", n, c.q.most())
 	case k.host.capability != nil && n+int(got.After.Next) > inference.OwnContext(k.host.capability):
 		return fmt.Errorf("it counts %d prompt tokens, which do not fit the model's context", n)
 	case c.prompt == 0 || n <= c.prompt:
