@@ -180,13 +180,15 @@ func govProposeCommand(g *globals) *cobra.Command {
 	var own signer
 	cmd := &cobra.Command{
 		Use: "propose FILE", Short: "Put a proposal to the vote; FILE is YAML",
-		Long: `Put a proposal to the vote. FILE is YAML with a title, a text, and one change, or none for a resolution:
-
-  title: Shorter epochs            params:                  # by the names of ` + "`mesh gov rules`" + `
-  text: Why                          epoch_blocks: 8640
-  deposit: 100                     model: {id: HASH, name: NAME, coefficient: 1000}   # 0 retires it
-                                   upgrade: {name: v2, height: 120000, info: where to get it}
-                                   spend: {to: ADDRESS, amount: 10}                   # from the community pool`,
+		Long: "Put a proposal to the vote. FILE is YAML: a title, a text, and one of the four changes; a resolution has none.",
+		Example: `  title: Dearer bytes
+  text: Why
+  # deposit: 100         # GNK; without it the least
+  params:                # by the names of "mesh gov rules"
+    fee_per_byte: 20
+  # model: {id: HASH, name: NAME, coefficient: 1000}              (0 retires it)
+  # upgrade: {name: v2, height: 120000, info: where to get it}
+  # spend: {to: ADDRESS, amount: 10}                              (GNK, from the community pool)`,
 		Args: want("FILE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			b, err := os.ReadFile(args[0])

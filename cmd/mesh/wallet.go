@@ -31,6 +31,8 @@ func walletCommand(g *globals) *cobra.Command {
 func walletShowCommand(g *globals) *cobra.Command {
 	return &cobra.Command{
 		Use: "show [ADDRESS]", Short: "The balance of this node, or of an address", Args: wantAtMost("ADDRESS"),
+		Long: "The balance of this node, or of an address. Of an escrow, LANES is what it holds for hosts by name, and POOL what all hosts of this epoch\n" +
+			"may take together: half of what is free, after the pool of the epoch before, which is held until that epoch is closed.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var address mesh.Address
 			if len(args) == 1 {

@@ -74,7 +74,7 @@ func (m *Machine) checkUnbonding(now, next *ledgerpb.Params) error {
 	if m.cfg.Trust == 0 || is > m.cfg.Trust || is >= was {
 		return nil
 	}
-	return refuse("collateral could be slashed for %d blocks after its host lost its power, (unbonding_epochs - 1) * epoch_blocks - settle_blocks; it has to be more than the %d for which light nodes trust what the host signed (trust_seconds of the genesis)",
+	return refuse("collateral could be slashed for %d blocks after its host lost its power, (unbonding_epochs - 1) * epoch_blocks - settle_blocks; it has to be more than the %d blocks for which light nodes trust what the host signed (trust_seconds of the genesis); first raise unbonding_epochs, by a proposal of its own",
 		is, m.cfg.Trust)
 }
 
