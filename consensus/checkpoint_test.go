@@ -235,6 +235,22 @@ func TestBrokenLog(t *testing.T) {
 	}
 }
 
+// TestNotBegun: a log that cannot be opened for now is no damage, and nobody is told to move it away.
+func TestNotBegun(t *testing.T) {
+	for why, damage := range map[string]bool{
+		"failed to start consensus state: open /h/wal/wal: too many open files\n\nconR:": false,
+		"failed to start consensus state: open /h/wal/wal: permission denied":            false,
+		"failed to start consensus state: write /h/wal/wal: no space left on device":     false,
+		"failed to start consensus state: failed to open repaired WAL: EOF\n\nconR:":     true,
+	} {
+		err := notBegun("/h", "/h/wal", why)
+		var damaged *DamagedError
+		if errors.As(err, &damaged) != damage || !strings.Contains(err.Error(), "/h/wal") || strings.Contains(err.Error(), "conR") {
+			t.Errorf("%q: %v", why, err)
+		}
+	}
+}
+
 // TestPeriod: a node that follows does not go on from a block so old that its validators
 // answer for nothing any more; with a checkpoint it does, and a validator does.
 func TestPeriod(t *testing.T) {

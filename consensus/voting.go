@@ -28,15 +28,19 @@ func (r *voteReactor) SwitchToConsensus(state sm.State, skipWAL bool) {
 	defer func() {
 		if v := recover(); v != nil {
 			r.broken.Store(true)
-			why, _, _ := strings.Cut(fmt.Sprint(v), "\n") // all that the reactor knows follows
-			if slices.ContainsFunc(machineErrors, func(e error) bool { return strings.Contains(why, e.Error()) }) {
-				r.c.fail(fmt.Errorf("%s; its log is %s", why, r.c.wal()))
-				return
-			}
-			r.c.fail(&DamagedError{r.c.cfg.Home, fmt.Errorf("%s (its log is %s, move that away too)", why, r.c.wal())})
+			r.c.fail(notBegun(r.c.cfg.Home, r.c.wal(), fmt.Sprint(v)))
 		}
 	}()
 	r.Reactor.SwitchToConsensus(state, skipWAL)
+}
+
+// notBegun is the error for why consensus did not begin: a broken log, or what is wrong around it.
+func notBegun(home, wal, panicked string) error {
+	why, _, _ := strings.Cut(panicked, "\n") // all that the reactor knows follows
+	if slices.ContainsFunc(machineErrors, func(e error) bool { return strings.Contains(why, e.Error()) }) {
+		return fmt.Errorf("%s; its log is %s", why, wal)
+	}
+	return &DamagedError{home, fmt.Errorf("%s (its log is %s, move that away too)", why, wal)}
 }
 
 // Stop does not wait for what did not begin.

@@ -498,7 +498,7 @@ func (s *siege) recovered(t *testing.T, limit time.Duration) {
 // TestHostilePeers sets each attack against one node, and an honest peer beside it.
 func TestHostilePeers(t *testing.T) {
 	if testing.Short() {
-		t.Skip("starts processes")
+		t.Skip("times processes, which the race detector slows down: make test runs it, and make race with -short does not")
 	}
 	if _, err := os.Stat("/proc/self/statm"); err != nil {
 		t.Skip("needs /proc")

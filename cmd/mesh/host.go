@@ -156,6 +156,8 @@ func hostState(h api.LedgerHost) string {
 		state = fmt.Sprintf("jailed until epoch %d, then `mesh host unjail`", h.JailedUntil)
 	case h.Power > 0:
 		state = "validates"
+	case h.Collateral == 0:
+		state = "registered, without collateral"
 	}
 	if h.Own {
 		state += " (this node)"

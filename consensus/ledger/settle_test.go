@@ -249,7 +249,7 @@ func TestPruneSettlements(t *testing.T) {
 // and host, with vouchers that are signed and checked.
 func TestMillionReceipts(t *testing.T) {
 	if testing.Short() {
-		t.Skip("signs 5,000 vouchers")
+		t.Skip("signs 5,000 vouchers; make test runs it, -short does not")
 	}
 	const hosts, perHost, receipts = 100, 50, 200
 	w := newEscrowWorld(t, Config{})

@@ -41,7 +41,7 @@ type outcome struct {
 // TestChurn: six of ten hosts go per minute.
 func TestChurn(t *testing.T) {
 	if testing.Short() {
-		t.Skip("ninety answers take some seconds of CPU")
+		t.Skip("ninety answers take some seconds of CPU; make test runs it, -short does not")
 	}
 	churn{hosts: 10, askers: 2, percent: 60, away: 10 * time.Second, every: time.Second, tokens: 40, lasts: 90 * time.Second}.run(t, 5)
 }

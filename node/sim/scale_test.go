@@ -242,7 +242,7 @@ func (u usage) per(nodes int) string {
 // TestCrowd: fifty nodes that each know the bootstrap node alone.
 func TestCrowd(t *testing.T) {
 	if testing.Short() {
-		t.Skip("50 nodes take some ten seconds of CPU")
+		t.Skip("50 nodes take some ten seconds of CPU; make test runs it, -short does not")
 	}
 	gather(t, 50, 0, 3, func(t *testing.T, c *crowd) {
 		c.findUnknown(t, c.measure(t, 10))
